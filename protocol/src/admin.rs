@@ -1,0 +1,78 @@
+//! Operator ↔ supervisor, over `run/admin.sock`: one request, one reply.
+
+use serde::{Deserialize, Serialize};
+
+use crate::frame::{Kind, Message};
+use crate::slot::{Gateway, SlotState};
+use crate::stats::ControlStats;
+
+/// What an operator asks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// How are you?
+    Status,
+    /// Drain and exit.
+    Stop,
+}
+
+impl Message for Request {
+    const KIND: Kind = Kind::AdminRequest;
+    const BYTES_MAX: usize = 4096;
+}
+
+/// What the supervisor answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To status.
+    Status(Box<Status>),
+    /// To stop: it has begun; the supervisor's exit is its end.
+    Stopping {
+        /// The supervisor.
+        pid: u32,
+    },
+    /// Not possible.
+    Error {
+        /// One line.
+        reason: String,
+    },
+}
+
+impl Message for Reply {
+    const KIND: Kind = Kind::AdminReply;
+}
+
+/// The whole server at a glance. `status --json` prints it as it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the running supervisor.
+    pub version: String,
+    /// The supervisor.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Whether it is draining.
+    pub is_draining: bool,
+    /// Addresses served, `https://…` or `http://…`.
+    pub addresses: Vec<String>,
+    /// Absolute.
+    pub state_dir: String,
+    /// The slots.
+    pub gateway: Gateway,
+    /// The control process.
+    pub control: ControlView,
+}
+
+/// The control process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ControlView {
+    /// What it is doing.
+    pub state: SlotState,
+    /// The process, if there is one.
+    pub pid: Option<u32>,
+    /// Seconds since that process started.
+    pub uptime_s: u64,
+    /// Processes that followed the first.
+    pub restarts: u64,
+    /// Last report.
+    pub stats: ControlStats,
+}

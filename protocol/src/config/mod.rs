@@ -1,0 +1,43 @@
+//! The one configuration type. Defaults and help stand beside each field; there is no second shape of it anywhere.
+//!
+//! A field `section.key` is also the flag `--section_key` (or with hyphens), the variable `FLEET_SECTION_KEY` and
+//! `section: key:` in the YAML file. Names are Fleet's where Fleet has the option.
+
+mod keys;
+mod sections;
+mod validate;
+
+pub use keys::{Key, KeyKind, OverlayError, overlay};
+pub use sections::{
+    BasicAuth, Carver, Filesystem, HostIdentifier, LogCompression, Logging, Mysql, Osquery,
+    Prometheus, Redis, Server, State, TlsCompatibility, Workers,
+};
+pub use validate::Problem;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that can be set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Carves: file uploads from hosts.
+    pub carver: Carver,
+    /// The filesystem log destination.
+    pub filesystem: Filesystem,
+    /// Our own log, on standard error.
+    pub logging: Logging,
+    /// The MySQL or MariaDB store.
+    pub mysql: Mysql,
+    /// What agents are told and how they are known.
+    pub osquery: Osquery,
+    /// Who may read `/metrics`.
+    pub prometheus: Prometheus,
+    /// The Redis bus.
+    pub redis: Redis,
+    /// The port that agents connect to.
+    pub server: Server,
+    /// Where files are kept.
+    pub state: State,
+    /// The worker processes.
+    pub workers: Workers,
+}

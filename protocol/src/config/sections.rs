@@ -1,0 +1,303 @@
+//! The sections of the configuration: each option's type, default and help, once.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::secret::Secret;
+
+/// Declares a section: struct, defaults and help from one list.
+macro_rules! section {
+    ($(#[doc = $section_doc:literal])+ $name:ident {
+        $( $(#[doc = $doc:literal])+ $(#[serde($serde:meta)])? $field:ident: $type:ty = $default:expr; )+
+    }) => {
+        $(#[doc = $section_doc])+
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name {
+            $( $(#[doc = $doc])+ $(#[serde($serde)])? pub $field: $type, )+
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $( $field: $default, )+ }
+            }
+        }
+
+        impl $name {
+            /// Each field's name and help.
+            pub(super) const HELP: &'static [(&'static str, &'static str)] =
+                &[ $( (stringify!($field), concat!($($doc),+)), )+ ];
+        }
+    };
+}
+
+section! {
+    /// The port that agents connect to.
+    Server {
+        /// Addresses to serve on, each IP:port; several are separated by commas.
+        address: Vec<String> = vec!["0.0.0.0:8080".into()];
+        /// Certificate chain, PEM; empty: a self-signed ECDSA P-256 certificate is made in the state directory.
+        cert: PathBuf = PathBuf::new();
+        /// Private key of the certificate, PEM.
+        key: PathBuf = PathBuf::new();
+        /// Serve TLS; false when TLS is ended in front of this server.
+        tls: bool = true;
+        /// TLS versions: `intermediate` takes 1.2 and 1.3, `modern` only 1.3.
+        tls_compatibility: TlsCompatibility = TlsCompatibility::Intermediate;
+        /// Prefix in front of every path, such as /fleet; empty for none.
+        url_prefix: String = String::new();
+        /// Keep connections of clients that ask for reuse; osquery never does.
+        keepalive: bool = true;
+        /// Open connections per worker; beyond it the worker accepts no more until some close.
+        connections_per_worker_max: u32 = 15_000;
+        /// Listen backlog of each socket.
+        backlog: u32 = 4096;
+    }
+}
+
+section! {
+    /// Where files are kept.
+    State {
+        /// State directory; empty: /var/lib/fleet-supervisor as root under systemd, else ./fleet-state.
+        dir: PathBuf = PathBuf::new();
+    }
+}
+
+section! {
+    /// The worker processes.
+    Workers {
+        /// Worker processes; 0 is one per core.
+        count: u16 = 0;
+        /// Pin each worker to a core.
+        pin: bool = true;
+    }
+}
+
+section! {
+    /// The MySQL or MariaDB store. Without an address the embedded store is used.
+    Mysql {
+        /// host:port, or the path of a Unix socket; empty: the embedded store.
+        address: String = String::new();
+        /// User name.
+        username: String = "fleet".into();
+        /// Password.
+        password: Secret = Secret::default();
+        /// File that holds the password.
+        password_path: PathBuf = PathBuf::new();
+        /// Database.
+        database: String = "fleet".into();
+        /// Certificate authority of the server, PEM; set it to require a verified TLS connection.
+        tls_ca: PathBuf = PathBuf::new();
+        /// Client certificate, PEM.
+        tls_cert: PathBuf = PathBuf::new();
+        /// Client key, PEM.
+        tls_key: PathBuf = PathBuf::new();
+        /// Connections in the pool.
+        max_open_conns: u32 = 8;
+        /// A connection is replaced after this time; 0s for never.
+        #[serde(with = "super::keys::span")]
+        conn_max_lifetime: Duration = Duration::from_secs(30 * 60);
+        /// Longest wait for a connection from the pool.
+        #[serde(with = "super::keys::span")]
+        acquire_timeout: Duration = Duration::from_secs(5);
+    }
+}
+
+section! {
+    /// The Redis bus. Without an address an in-process bus is used, which serves one gateway.
+    Redis {
+        /// host:port, with or without redis:// in front; several cluster nodes are separated by commas.
+        address: String = String::new();
+        /// User name.
+        username: String = String::new();
+        /// Password.
+        password: Secret = Secret::default();
+        /// Database number.
+        database: u16 = 0;
+        /// Connect over TLS.
+        use_tls: bool = false;
+        /// Certificate authority of the server, PEM.
+        tls_ca: PathBuf = PathBuf::new();
+        /// Longest time to connect.
+        #[serde(with = "super::keys::span")]
+        connect_timeout: Duration = Duration::from_secs(5);
+        /// Longest wait for an answer.
+        #[serde(with = "super::keys::span")]
+        read_timeout: Duration = Duration::from_secs(10);
+    }
+}
+
+section! {
+    /// What agents are told and how they are known.
+    Osquery {
+        /// Random bytes in a node key.
+        node_key_size: u16 = 24;
+        /// What names a host: `provided` (what it sends), `instance`, `uuid` or `hostname`.
+        host_identifier: HostIdentifier = HostIdentifier::Provided;
+        /// Time between two runs of the detail queries on a host.
+        #[serde(with = "super::keys::span")]
+        detail_update_interval: Duration = Duration::from_secs(3600);
+        /// Time between two runs of the label queries on a host.
+        #[serde(with = "super::keys::span")]
+        label_update_interval: Duration = Duration::from_secs(3600);
+        /// Part of these intervals over which hosts are spread, in percent.
+        max_jitter_percent: u8 = 10;
+        /// Time between two writes of the hosts' seen times to the store.
+        #[serde(with = "super::keys::span")]
+        seen_interval: Duration = Duration::from_secs(30);
+        /// Largest log request in bytes; 0 is 10 MiB.
+        max_log_write_body_size: u64 = 0;
+        /// Largest distributed write request in bytes; 0 is 5 MiB.
+        max_distributed_write_body_size: u64 = 0;
+        /// Destination of status logs; only `filesystem`.
+        status_log_plugin: String = "filesystem".into();
+        /// Destination of result logs; only `filesystem`.
+        result_log_plugin: String = "filesystem".into();
+    }
+}
+
+section! {
+    /// Our own log, on standard error.
+    Logging {
+        /// Log debug messages.
+        debug: bool = false;
+        /// Log JSON objects instead of text.
+        json: bool = false;
+        /// Do not print the lines that say what to do after start.
+        disable_banner: bool = false;
+    }
+}
+
+section! {
+    /// The filesystem log destination.
+    Filesystem {
+        /// Segment directory or file name of status logs; empty: log/osquery_status in the state directory.
+        status_log_file: PathBuf = PathBuf::new();
+        /// Segment directory or file name of result logs; empty: log/osquery_result in the state directory.
+        result_log_file: PathBuf = PathBuf::new();
+        /// Close a segment and begin another by size and age.
+        enable_log_rotation: bool = true;
+        /// Compress closed segments: `none`, `gzip` or `zstd` (true is gzip).
+        enable_log_compression: LogCompression = LogCompression::None;
+        /// Size in megabytes at which a segment is closed.
+        max_size: u64 = 500;
+        /// Days that closed segments are kept; 0 for ever.
+        max_age: u32 = 28;
+        /// Closed segments that are kept; 0 for all.
+        max_backups: u32 = 0;
+        /// Age at which a segment is closed; 0s for never.
+        #[serde(with = "super::keys::span")]
+        segment_age: Duration = Duration::from_secs(24 * 3600);
+    }
+}
+
+section! {
+    /// Carves: file uploads from hosts.
+    Carver {
+        /// Largest carve in bytes.
+        max_size: u64 = 8 << 30;
+        /// Largest block in bytes, before base64.
+        max_block_size: u64 = 16 << 20;
+        /// Carves are deleted after this time.
+        #[serde(with = "super::keys::span")]
+        expiry: Duration = Duration::from_secs(24 * 3600);
+    }
+}
+
+section! {
+    /// HTTP basic authentication of `/metrics`. Without user name and password the path answers 404 to remote clients.
+    BasicAuth {
+        /// User name.
+        username: String = String::new();
+        /// Password.
+        password: Secret = Secret::default();
+        /// Serve `/metrics` to everybody.
+        disable: bool = false;
+    }
+}
+
+/// Who may read `/metrics`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Prometheus {
+    /// HTTP basic authentication.
+    pub basic_auth: BasicAuth,
+}
+
+/// Which TLS versions are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TlsCompatibility {
+    /// 1.2 and 1.3.
+    Intermediate,
+    /// Only 1.3.
+    Modern,
+}
+
+/// What names a host. A missing value falls back to what the host sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostIdentifier {
+    /// `host_identifier` as sent.
+    Provided,
+    /// `osquery_info.instance_id`.
+    Instance,
+    /// `system_info.uuid`.
+    Uuid,
+    /// `system_info.hostname`.
+    Hostname,
+}
+
+/// How closed segments are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogCompression {
+    /// Not at all.
+    #[serde(alias = "false")]
+    None,
+    /// `.gz`
+    #[serde(alias = "true")]
+    Gzip,
+    /// `.zst`
+    Zstd,
+}
+
+impl Server {
+    /// The prefix as paths begin with it: empty, or `/x` without a slash at the end.
+    pub fn path_prefix(&self) -> String {
+        let prefix = self.url_prefix.trim_matches('/');
+        if prefix.is_empty() {
+            String::new()
+        } else {
+            format!("/{prefix}")
+        }
+    }
+}
+
+impl Osquery {
+    /// Bound of a log body, bytes.
+    pub fn log_body_bytes_max(&self) -> u64 {
+        if self.max_log_write_body_size == 0 {
+            10 << 20
+        } else {
+            self.max_log_write_body_size
+        }
+    }
+
+    /// Bound of a distributed write body, bytes.
+    pub fn write_body_bytes_max(&self) -> u64 {
+        match self.max_distributed_write_body_size {
+            0 => 5 << 20,
+            bytes => bytes,
+        }
+    }
+}
+
+impl Carver {
+    /// Bound of a carve block's body, bytes: base64 of a block and some members.
+    pub fn block_body_bytes_max(&self) -> u64 {
+        self.max_block_size.div_ceil(3) * 4 + 4096
+    }
+}

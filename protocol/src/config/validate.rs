@@ -1,0 +1,133 @@
+//! Says everything that is wrong with a configuration, at once.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use super::Config;
+
+/// One thing that is wrong; a sentence that names the option and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem(pub String);
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Config {
+    /// Every problem; none means that the values are usable together. Files are not looked at.
+    pub fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut check = |is_good: bool, text: &str| {
+            if !is_good {
+                problems.push(Problem(text.to_owned()));
+            }
+        };
+        self.validate_gateway(&mut check);
+        self.validate_stores(&mut check);
+        self.validate_agents(&mut check);
+        problems
+    }
+
+    fn validate_gateway(&self, check: &mut impl FnMut(bool, &str)) {
+        check(
+            !self.server.address.is_empty(),
+            "server.address: at least one address is needed",
+        );
+        for address in &self.server.address {
+            check(
+                address.parse::<SocketAddr>().is_ok(),
+                &format!("server.address: {address:?} is not IP:port, such as 0.0.0.0:8080"),
+            );
+        }
+        let has_cert = !self.server.cert.as_os_str().is_empty();
+        let has_key = !self.server.key.as_os_str().is_empty();
+        check(
+            has_cert == has_key,
+            "server.cert and server.key: set both or neither",
+        );
+        check(
+            self.server.connections_per_worker_max > 0,
+            "server.connections_per_worker_max: must be at least 1",
+        );
+        check(
+            self.server.backlog > 0,
+            "server.backlog: must be at least 1",
+        );
+        check(self.workers.count <= 1024, "workers.count: at most 1024");
+    }
+
+    fn validate_stores(&self, check: &mut impl FnMut(bool, &str)) {
+        check(
+            self.mysql.address.is_empty() || self.mysql.max_open_conns >= 2,
+            "mysql.max_open_conns: must be at least 2",
+        );
+        check(
+            self.mysql.password.is_empty() || self.mysql.password_path.as_os_str().is_empty(),
+            "mysql.password and mysql.password_path: set one of them",
+        );
+        check(
+            self.filesystem.max_size > 0,
+            "filesystem.max_size: must be at least 1",
+        );
+        check(
+            (1..=32 << 20).contains(&self.carver.max_block_size),
+            "carver.max_block_size: must be 1 byte to 32 MiB",
+        );
+    }
+
+    fn validate_agents(&self, check: &mut impl FnMut(bool, &str)) {
+        let osquery = &self.osquery;
+        check(
+            (12..=256).contains(&osquery.node_key_size),
+            "osquery.node_key_size: must be 12 to 256",
+        );
+        check(
+            osquery.max_jitter_percent <= 100,
+            "osquery.max_jitter_percent: must be 0 to 100",
+        );
+        check(
+            osquery.detail_update_interval.as_secs() >= 60
+                && osquery.label_update_interval.as_secs() >= 60,
+            "osquery.detail_update_interval and osquery.label_update_interval: at least 1m",
+        );
+        check(
+            (1..=600).contains(&osquery.seen_interval.as_secs()),
+            "osquery.seen_interval: must be 1s to 10m",
+        );
+        for (option, plugin) in [
+            ("osquery.status_log_plugin", &osquery.status_log_plugin),
+            ("osquery.result_log_plugin", &osquery.result_log_plugin),
+        ] {
+            check(
+                plugin == "filesystem",
+                &format!("{option}: {plugin:?} is not available; use filesystem"),
+            );
+        }
+        check(
+            osquery.log_body_bytes_max() <= 32 << 20 && osquery.write_body_bytes_max() <= 32 << 20,
+            "osquery.max_log_write_body_size and max_distributed_write_body_size: at most 32 MiB",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid() {
+        assert_eq!(Config::default().validate(), []);
+    }
+
+    #[test]
+    fn every_problem_is_reported() {
+        let mut config = Config::default();
+        config.server.address = vec!["nonsense".into()];
+        config.server.cert = "cert.pem".into();
+        config.osquery.node_key_size = 0;
+        config.osquery.result_log_plugin = "kinesis".into();
+        assert_eq!(config.validate().len(), 4);
+    }
+}

@@ -1,0 +1,22 @@
+//! The vocabulary that supervisor, workers and control share.
+//!
+//! Invariants: nothing in this crate reads a file, a clock or a socket, and nothing in it is unsafe. A default, a
+//! limit, a config field, a message or a refusal exists here and nowhere else.
+
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod admin;
+pub mod agent;
+pub mod config;
+pub mod feed;
+pub mod frame;
+pub mod hello;
+pub mod ids;
+pub mod limits;
+pub mod link;
+pub mod proxy_header;
+pub mod reject;
+pub mod secret;
+pub mod slot;
+pub mod stats;

@@ -1,0 +1,192 @@
+//! Supervisor ↔ child, over the socket pair that the child inherits as descriptor [`CHANNEL_FD`].
+//!
+//! The supervisor speaks first ([`ToChild::StartWorker`] or [`ToChild::StartControl`]); so configuration and secrets
+//! never stand in arguments or environment. End of file on this socket means that the supervisor is gone: the child
+//! drains and exits.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::frame::{Kind, Message};
+use crate::ids::{BootNonce, Generation, SlotIndex};
+use crate::secret::Secret;
+use crate::stats::{ControlStats, WorkerStats};
+
+/// Where a child finds its channel.
+pub const CHANNEL_FD: i32 = 3;
+/// Exit code of a child that must not be started again (bad configuration, lost descriptor).
+pub const EXIT_FATAL: i32 = 70;
+
+/// What the supervisor says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToChild {
+    /// First message to a worker.
+    StartWorker(Box<StartWorker>),
+    /// First message to control.
+    StartControl(Box<StartControl>),
+    /// Finish what is open, take nothing new, exit 0 within the time.
+    Drain {
+        /// Milliseconds until the hard end.
+        deadline_ms: u32,
+    },
+    /// To control only, each second: all slots, for `/metrics`.
+    Gateway(Box<Gateway>),
+}
+
+impl Message for ToChild {
+    const KIND: Kind = Kind::ToChild;
+}
+
+/// What a worker needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartWorker {
+    /// Its place.
+    pub slot: SlotIndex,
+    /// The supervisor's life.
+    pub generation: Generation,
+    /// The core to pin itself to.
+    pub cpu: Option<u16>,
+    /// Listening sockets and their inherited descriptors.
+    pub listeners: Vec<Listener>,
+    /// Certificate and key; `None` when TLS is ended elsewhere.
+    pub tls: Option<TlsIdentity>,
+    /// Control's link socket.
+    pub link_path: PathBuf,
+    /// Control's socket for everything that is not an agent path.
+    pub tunnel_path: PathBuf,
+    /// The whole configuration.
+    pub config: Config,
+}
+
+/// One inherited listening socket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its number in the child.
+    pub fd: i32,
+}
+
+/// PEM texts, checked by the supervisor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TlsIdentity {
+    /// Leaf first.
+    pub cert_chain_pem: String,
+    /// PKCS#8, SEC1 or PKCS#1.
+    pub key_pem: Secret,
+}
+
+/// What control needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartControl {
+    /// The supervisor's life.
+    pub generation: Generation,
+    /// Inherited Unix listener for workers' links.
+    pub link_fd: i32,
+    /// Inherited Unix listener for tunnels.
+    pub tunnel_fd: i32,
+    /// Inherited Unix listener for local operators.
+    pub operator_fd: i32,
+    /// Absolute.
+    pub state_dir: PathBuf,
+    /// Taken into the store when it has no enroll secret yet.
+    pub first_enroll_secret: Secret,
+    /// The whole configuration.
+    pub config: Config,
+}
+
+/// What a child says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromChild {
+    /// It serves.
+    Ready {
+        /// This process.
+        boot: BootNonce,
+    },
+    /// It cannot serve and a restart would not help; one line that says what to do. It exits with [`EXIT_FATAL`].
+    Fatal {
+        /// For the operator; no secrets.
+        reason: String,
+    },
+    /// Each second, from a worker. Also the sign of life.
+    Worker(Box<WorkerStats>),
+    /// Each second, from control. Also the sign of life.
+    Control(Box<ControlStats>),
+}
+
+impl Message for FromChild {
+    const KIND: Kind = Kind::FromChild;
+}
+
+/// All slots, as the supervisor sees them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Gateway {
+    /// One for each slot, in order.
+    pub slots: Vec<SlotView>,
+    /// Restarts of control.
+    pub control_restarts: u64,
+}
+
+/// One slot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SlotView {
+    /// Which.
+    pub slot: SlotIndex,
+    /// What it is doing.
+    pub state: SlotState,
+    /// The process, if there is one.
+    pub pid: Option<u32>,
+    /// Seconds since that process started.
+    pub uptime_s: u64,
+    /// Processes that followed the first.
+    pub restarts: u64,
+    /// Exchanges per second over the last few seconds.
+    pub exchanges_per_s: f64,
+    /// Last report.
+    pub stats: WorkerStats,
+}
+
+/// States of a slot, and of control's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SlotState {
+    /// Process started, not ready yet.
+    Starting,
+    /// Serving.
+    Ready,
+    /// Finishing.
+    Draining,
+    /// Waiting to be started again.
+    Backoff,
+    /// Given up after quick deaths or a fatal exit.
+    Parked,
+    /// Ended on purpose.
+    Stopped,
+}
+
+impl SlotState {
+    /// Every state, in the order of its discriminant.
+    pub const ALL: [Self; 6] = [
+        Self::Starting,
+        Self::Ready,
+        Self::Draining,
+        Self::Backoff,
+        Self::Parked,
+        Self::Stopped,
+    ];
+
+    /// Lower-case word.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Backoff => "backoff",
+            Self::Parked => "parked",
+            Self::Stopped => "stopped",
+        }
+    }
+}

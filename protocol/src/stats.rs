@@ -1,0 +1,209 @@
+//! Counters that workers and control report to the supervisor, which hands all of them to control for `/metrics`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::agent::Route;
+use crate::link::BatchKind;
+use crate::reject::Reject;
+
+/// Upper bounds of the histogram buckets, in microseconds; the last bucket has none.
+pub const BUCKET_BOUNDS_US: [u64; 14] = [
+    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 500_000, 2_500_000,
+    10_000_000, 16_000_000,
+];
+
+/// Bounds of the buckets that count things instead of time, such as requests in a batch.
+pub const BUCKET_BOUNDS_COUNT: [u64; 14] = [
+    1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192,
+];
+
+/// A histogram with fixed buckets. Cumulative over the process's life.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Histogram {
+    /// Observations per bucket (not cumulative over buckets); one more than there are bounds.
+    pub buckets: [u64; 15],
+    /// Sum of all observations.
+    pub sum: u64,
+}
+
+impl Histogram {
+    /// Adds an observation to the bucket that `bounds` gives it.
+    pub fn observe(&mut self, value: u64, bounds: &[u64; 14]) {
+        let index = bounds.partition_point(|bound| *bound < value);
+        if let Some(bucket) = self.buckets.get_mut(index) {
+            *bucket += 1;
+        }
+        self.sum += value;
+    }
+
+    /// Adds a duration in microseconds.
+    pub fn observe_us(&mut self, value_us: u64) {
+        self.observe(value_us, &BUCKET_BOUNDS_US);
+    }
+
+    /// Observations in all.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+/// How an exchange on an agent path ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Answered from the worker's memory.
+    Alone,
+    /// Answered through control.
+    Control,
+    /// Refused; the reasons are counted apart.
+    Refused,
+    /// The connection broke before the answer was written.
+    Broken,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of its discriminant.
+    pub const ALL: [Self; 4] = [Self::Alone, Self::Control, Self::Refused, Self::Broken];
+
+    /// Metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Alone => "alone",
+            Self::Control => "control",
+            Self::Refused => "refused",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+/// How a TLS handshake ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Handshake {
+    /// Complete.
+    Done,
+    /// The peer went away first.
+    Abandoned,
+    /// Not within its deadline.
+    Late,
+    /// TLS error or alert.
+    Failed,
+}
+
+impl Handshake {
+    /// Every outcome, in the order of its discriminant.
+    pub const ALL: [Self; 4] = [Self::Done, Self::Abandoned, Self::Late, Self::Failed];
+
+    /// Metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Abandoned => "abandoned",
+            Self::Late => "late",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Counters of one batch kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchStats {
+    /// Requests a batch, [`BUCKET_BOUNDS_COUNT`].
+    pub requests: Histogram,
+    /// Age of the oldest request when its batch was sent, microseconds.
+    pub age_us: Histogram,
+    /// From send to reply, microseconds.
+    pub reply_us: Histogram,
+    /// Requests waiting now.
+    pub waiting: u32,
+    /// Batches in flight now.
+    pub in_flight: u32,
+    /// Batches sent again after a reconnect.
+    pub resent: u64,
+}
+
+/// One worker's counters since it started, and its gauges now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStats {
+    /// Connections open now.
+    pub open_connections: u32,
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Accepts that failed for want of descriptors.
+    pub accept_errors: u64,
+    /// Handshakes by [`Handshake`].
+    pub handshakes: [u64; Handshake::ALL.len()],
+    /// Exchanges by [`Route`] and [`Outcome`].
+    pub exchanges: [[u64; Outcome::ALL.len()]; Route::ALL.len()],
+    /// From the end of the request to the last byte of the answer, by [`Route`], microseconds.
+    pub exchange_us: [Histogram; Route::ALL.len()],
+    /// Refusals by [`Reject`].
+    pub rejects: [u64; Reject::ALL.len()],
+    /// Log and write requests dropped because they can never be accepted.
+    pub lost_requests: u64,
+    /// By [`BatchKind`].
+    pub batches: [BatchStats; BatchKind::ALL.len()],
+    /// Tunnels open now.
+    pub tunnels: u32,
+    /// Hosts in the table.
+    pub hosts: u32,
+    /// Answers in the table.
+    pub answers: u32,
+    /// Position in the feed.
+    pub feed_seq: u64,
+    /// Whether the link to control stands.
+    pub is_linked: bool,
+    /// Links established.
+    pub links: u64,
+    /// Messages on the link that made no sense, such as answers to unknown requests.
+    pub link_oddities: u64,
+    /// Resident memory, bytes.
+    pub rss_bytes: u64,
+}
+
+impl WorkerStats {
+    /// Exchanges of every route and outcome.
+    pub fn exchanges_total(&self) -> u64 {
+        self.exchanges.iter().flatten().sum()
+    }
+}
+
+/// State of something that control depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dependency {
+    /// `sqlite`, `mysql`, `redis`, `in-process bus`, `journal`.
+    pub name: String,
+    /// Whether it works now.
+    pub is_healthy: bool,
+    /// Where it is, or why it does not work; no secrets.
+    pub detail: String,
+}
+
+/// Control's summary for `status`. Its full metrics it serves itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlStats {
+    /// Store, bus, journal.
+    pub dependencies: Vec<Dependency>,
+    /// Hosts enrolled.
+    pub hosts: u64,
+    /// Links that stand.
+    pub links: u32,
+    /// Resident memory, bytes.
+    pub rss_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histogram_buckets_are_upper_bounds() {
+        let mut histogram = Histogram::default();
+        for value in [0, 50, 51, 16_000_000, 16_000_001] {
+            histogram.observe_us(value);
+        }
+        assert_eq!(histogram.count(), 5);
+        assert_eq!(histogram.buckets[0], 2);
+        assert_eq!(histogram.buckets[1], 1);
+        assert_eq!(histogram.buckets[13], 1);
+        assert_eq!(histogram.buckets[14], 1);
+    }
+}
