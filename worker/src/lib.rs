@@ -1,0 +1,200 @@
+//! One worker process: accept, TLS, HTTP, answer. Single-threaded; knows no SQL and no Redis.
+//!
+//! Everything here lives on one thread in one runtime, so what is shared is `Rc` and cells. A panic costs the connection
+//! whose task it happens in.
+
+mod accept;
+mod answers;
+mod batch;
+mod body;
+mod buffers;
+mod clock;
+mod connection;
+mod drain;
+mod escape;
+mod exchange;
+#[cfg(test)]
+mod fake_control;
+mod feed;
+mod hosts;
+mod http;
+mod inherit;
+mod link;
+mod log_body;
+mod negative;
+mod phase;
+mod request;
+mod scan;
+mod seen;
+mod session;
+mod state;
+mod stats;
+mod stream;
+mod tls;
+mod tunnel;
+mod waiting;
+mod window;
+
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use fleet_protocol::config::Logging;
+use fleet_protocol::slot::{EXIT_FATAL, FromChild, StartWorker, ToChild};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use tracing_subscriber::EnvFilter;
+
+use crate::drain::Channel;
+
+/// Bytes read from a socket at once, by whichever connection has its turn.
+const INPUT_BYTES_MAX: usize = 64 << 10;
+/// For the supervisor's first message.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What the tasks of this process share.
+struct Worker {
+    state: Rc<state::State>,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    policy: Rc<connection::Policy>,
+    clock: Rc<clock::Clock>,
+    door: accept::Door,
+    drain: drain::Drain,
+    tunnel_path: PathBuf,
+    input: RefCell<Box<[u8]>>,
+    scratch: RefCell<buffers::Scratch>,
+}
+
+impl Worker {
+    fn new(start: &StartWorker) -> anyhow::Result<Rc<Self>> {
+        let server = &start.config.server;
+        let tls = start
+            .tls
+            .as_ref()
+            .map(|identity| tls::server_config(identity, server.tls_compatibility))
+            .transpose()?;
+        Ok(Rc::new(Self {
+            state: state::State::new(start),
+            tls,
+            policy: Rc::new(connection::Policy {
+                path_prefix: server.path_prefix(),
+                may_reuse: Cell::new(server.keepalive),
+            }),
+            clock: clock::Clock::new(Instant::now()),
+            door: accept::Door::new(server.connections_per_worker_max),
+            drain: drain::Drain::default(),
+            tunnel_path: start.tunnel_path.clone(),
+            input: RefCell::new(vec![0; INPUT_BYTES_MAX].into_boxed_slice()),
+            scratch: RefCell::default(),
+        }))
+    }
+}
+
+/// Runs this process as a worker: takes over what the supervisor passed, serves, drains.
+pub fn run() -> ExitCode {
+    let mut inheritance = inherit::Inheritance::default();
+    let started = inheritance
+        .channel()
+        .map_err(anyhow::Error::from)
+        .and_then(|stream| {
+            let mut channel = Channel::new(stream);
+            match channel.read_blocking(START_DEADLINE)? {
+                ToChild::StartWorker(start) => Ok((channel, start)),
+                _ => anyhow::bail!("the supervisor's first message is none for a worker"),
+            }
+        });
+    let (mut channel, start) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            // There is no channel to complain on, and no log yet.
+            eprintln!("worker: {error:#}; only the supervisor can start a worker");
+            return fatal_exit();
+        }
+    };
+    init_log(&start.config.logging);
+    let _span = tracing::info_span!("worker", slot = start.slot.0).entered();
+    let prepared = Worker::new(&start).and_then(|worker| {
+        let listeners = start.listeners.iter();
+        let listeners = listeners
+            .map(|listener| inheritance.listener(listener))
+            .collect::<Result<Vec<_>, _>>()?;
+        anyhow::ensure!(!listeners.is_empty(), "no listener was handed over");
+        Ok((worker, listeners))
+    });
+    let (worker, listeners) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            let reason = format!("{error:#}");
+            tracing::error!(reason, "worker cannot serve");
+            let _ = channel.write_blocking(&FromChild::Fatal { reason });
+            return fatal_exit();
+        }
+    };
+    if let Some(cpu) = start.cpu {
+        pin(cpu);
+    }
+    drop(start);
+    match serve(worker, channel, listeners) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "worker ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(
+    worker: Rc<Worker>,
+    channel: Channel,
+    listeners: Vec<socket2::Socket>,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build_local(tokio::runtime::LocalOptions::default())
+        .context("runtime")?;
+    runtime.block_on(drain::serve(worker, channel, listeners))
+}
+
+fn fatal_exit() -> ExitCode {
+    ExitCode::from(u8::try_from(EXIT_FATAL).unwrap_or(1))
+}
+
+/// A worker that cannot be pinned still serves.
+fn pin(cpu: u16) {
+    let mut set = CpuSet::new();
+    let pinned = set
+        .set(cpu.into())
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    if let Err(error) = pinned {
+        tracing::warn!(cpu, %error, "not pinned to its core");
+    }
+}
+
+fn init_log(logging: &Logging) {
+    let level = if logging.debug { "debug" } else { "info" };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(level))
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(false);
+    // Somebody who embeds this process has set up a log already.
+    let _ = if logging.json {
+        builder.json().try_init()
+    } else {
+        builder.try_init()
+    };
+    // The message of a panic may hold what a peer sent; its place does not.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, "panic");
+    }));
+}
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;

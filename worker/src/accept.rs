@@ -1,0 +1,184 @@
+//! Takes connections off the listening sockets. Never waits for a peer, only for room and for descriptors.
+//!
+//! Owner of state: [`Door`] counts the open connections; each of them owns a [`Permit`].
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::SockFlag;
+use socket2::Socket;
+use tokio::sync::Notify;
+
+use crate::session::Session;
+use crate::{Worker, inherit};
+
+/// Connections taken before those that are open get their turn.
+const BURST: usize = 64;
+/// Time for connections to close when the process has no descriptors left.
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
+
+/// How many connections are open, and how many may be.
+pub(crate) struct Door {
+    open: Cell<u32>,
+    open_max: u32,
+    /// Set at the maximum, cleared at nine tenths of it, so that a worker at its bound does not flicker.
+    is_shut: Cell<bool>,
+    changed: Notify,
+}
+
+impl Door {
+    pub(crate) fn new(open_max: u32) -> Self {
+        Self {
+            open: Cell::new(0),
+            open_max,
+            is_shut: Cell::new(false),
+            changed: Notify::new(),
+        }
+    }
+
+    pub(crate) fn open(&self) -> u32 {
+        self.open.get()
+    }
+
+    fn enter(&self) {
+        self.open.set(self.open.get() + 1);
+        if self.open.get() >= self.open_max {
+            self.is_shut.set(true);
+        }
+    }
+
+    fn leave(&self) {
+        self.open.set(self.open.get().saturating_sub(1));
+        let resumes_at = u64::from(self.open_max) * 9 / 10;
+        if self.is_shut.get() && u64::from(self.open.get()) <= resumes_at {
+            self.is_shut.set(false);
+            self.changed.notify_waiters();
+        }
+        if self.open.get() == 0 {
+            self.changed.notify_waiters();
+        }
+    }
+
+    async fn room(&self) {
+        while self.is_shut.get() {
+            self.changed.notified().await;
+        }
+    }
+
+    /// Returns when no connection is open.
+    pub(crate) async fn empty(&self) {
+        while self.open.get() > 0 {
+            self.changed.notified().await;
+        }
+    }
+}
+
+/// The right to be open.
+pub(crate) struct Permit(Rc<Worker>);
+
+impl Permit {
+    fn new(worker: &Rc<Worker>) -> Self {
+        worker.door.enter();
+        Self(Rc::clone(worker))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.door.leave();
+    }
+}
+
+/// What a burst of accepts ended with.
+enum Burst {
+    /// Nobody waits any more.
+    Empty,
+    /// There may be more.
+    More,
+    /// The process or the system has no descriptors, or no memory for them.
+    Exhausted,
+}
+
+/// Accepts until the drain begins, then what is queued already, and ends.
+pub(crate) async fn run(worker: Rc<Worker>, listener: Socket) {
+    let listener = match inherit::watch(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "listener cannot be watched");
+            return;
+        }
+    };
+    loop {
+        tokio::select! {
+            biased;
+            () = worker.drain.begun() => break,
+            () = worker.door.room() => {}
+        }
+        let mut ready = tokio::select! {
+            biased;
+            () = worker.drain.begun() => break,
+            ready = listener.readable() => match ready {
+                Ok(ready) => ready,
+                Err(error) => {
+                    tracing::error!(%error, "listener fails");
+                    return;
+                }
+            },
+        };
+        match accept_burst(&worker, listener.get_ref()) {
+            Ok(Burst::Empty) => ready.clear_ready(),
+            Ok(Burst::More) => tokio::task::yield_now().await,
+            Ok(Burst::Exhausted) => tokio::time::sleep(DESCRIPTOR_PAUSE).await,
+            Err(error) => {
+                tracing::error!(%error, "listener fails");
+                return;
+            }
+        }
+    }
+    while let Ok(Burst::More) = accept_burst(&worker, listener.get_ref()) {
+        if worker.door.is_shut.get() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn accept_burst(worker: &Rc<Worker>, listener: &Socket) -> io::Result<Burst> {
+    let flags = (SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC).bits();
+    for _ in 0..BURST {
+        if worker.door.is_shut.get() {
+            return Ok(Burst::More);
+        }
+        let (socket, peer) = match listener.accept4(flags) {
+            Ok(accepted) => accepted,
+            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EAGAIN) => return Ok(Burst::Empty),
+                Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
+                    worker.state.stats.borrow_mut().accept_errors += 1;
+                    return Ok(Burst::Exhausted);
+                }
+                // The listener itself is no longer one.
+                Some(Errno::EBADF | Errno::EINVAL | Errno::ENOTSOCK | Errno::EOPNOTSUPP) => {
+                    return Err(error);
+                }
+                // A connection that failed in the queue.
+                _ => continue,
+            },
+        };
+        let Some(peer) = peer.as_socket() else {
+            continue;
+        };
+        worker.state.stats.borrow_mut().accepted += 1;
+        let permit = Permit::new(worker);
+        match Session::new(worker, socket.into(), peer, permit) {
+            Ok(session) => {
+                tokio::task::spawn_local(session.serve());
+            }
+            Err(error) => tracing::error!(%error, "session cannot begin"),
+        }
+    }
+    Ok(Burst::More)
+}

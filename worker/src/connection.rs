@@ -1,0 +1,491 @@
+//! One connection as a pure state machine: bytes in, bytes out, requests out, answers in, a deadline. No socket, no clock.
+//!
+//! Owner of state: the session, which feeds it and does what [`Connection::step`] says. Invariants: an idle connection
+//! holds no buffer; a request is handed out once and answered once, now or later; every phase but a tunnel has an
+//! absolute deadline; after a refusal of its framing a connection takes no further request.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fleet_protocol::limits;
+use fleet_protocol::reject::Reject;
+use fleet_protocol::stats::Handshake;
+
+use crate::buffers::{self, Scratch};
+use crate::exchange::Response;
+use crate::http::{self, Malformed};
+use crate::phase::{Phase, Step};
+use crate::request::Request;
+use crate::tls::{self, Layer, RECORD_BYTES_MAX};
+
+/// Plaintext of a long answer that is encrypted ahead of the socket.
+const OUTPUT_BYTES_MAX: usize = 64 << 10;
+/// Bytes of later requests that may wait while one is answered.
+const PIPELINED_BYTES_MAX: usize = 64 << 10;
+
+/// What is the same for all connections.
+pub(crate) struct Policy {
+    /// In front of every path.
+    pub(crate) path_prefix: String,
+    /// Whether clients that ask for it may send another request; off while draining.
+    pub(crate) may_reuse: Cell<bool>,
+}
+
+/// See the module.
+pub(crate) struct Connection {
+    layer: Layer,
+    policy: Rc<Policy>,
+    peer: SocketAddr,
+    phase: Phase,
+    deadline: Instant,
+    /// When the whole exchange must be over.
+    exchange_end: Instant,
+    /// Decrypted and not consumed.
+    plain: Vec<u8>,
+    /// Rest of an answer.
+    unsent: Bytes,
+    /// The last byte of an answer or alert is on its way, and [`Connection::flushed`] not yet called.
+    is_flushing: bool,
+    /// The peer has closed its side, in TLS.
+    is_peer_done: bool,
+    handshake: Option<Handshake>,
+}
+
+impl Connection {
+    /// `tls` is `None` when TLS is ended elsewhere.
+    pub(crate) fn new(
+        tls: Option<&Arc<rustls::ServerConfig>>,
+        policy: Rc<Policy>,
+        peer: SocketAddr,
+        now: Instant,
+    ) -> Result<Self, tls::Error> {
+        let (phase, phase_time) = match tls {
+            Some(_) => (Phase::Handshake, limits::HANDSHAKE_DEADLINE),
+            None => (Phase::Head { scanned: 0 }, limits::HEAD_DEADLINE),
+        };
+        Ok(Self {
+            layer: Layer::new(tls)?,
+            policy,
+            peer,
+            phase,
+            deadline: now + phase_time,
+            exchange_end: now + limits::EXCHANGE_DEADLINE,
+            plain: Vec::new(),
+            unsent: Bytes::new(),
+            is_flushing: false,
+            is_peer_done: false,
+            handshake: None,
+        })
+    }
+
+    /// When [`Connection::step`] must be called again at the latest; `None` in a tunnel.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        (!matches!(self.phase, Phase::Tunnel)).then_some(self.deadline)
+    }
+
+    /// How the handshake ended, once.
+    pub(crate) fn take_handshake(&mut self) -> Option<Handshake> {
+        self.handshake.take()
+    }
+
+    /// Takes bytes from the peer, and decrypts them in place.
+    pub(crate) fn receive(&mut self, bytes: &mut [u8], scratch: &mut Scratch, now: Instant) {
+        if matches!(self.phase, Phase::Closing | Phase::Closed) {
+            return;
+        }
+        let request_end = match &self.phase {
+            Phase::Body(request) => request.end(),
+            _ => None,
+        };
+        scratch.lend(&mut self.plain, bytes.len(), request_end);
+        let opened = self.layer.open(bytes, &mut self.plain, &mut scratch.out);
+        match opened {
+            Ok(opened) => self.is_peer_done |= opened.is_end,
+            Err(error) => {
+                tracing::debug!(peer = %self.peer, %error, "connection fails in TLS");
+                if matches!(self.phase, Phase::Handshake) {
+                    self.handshake = Some(Handshake::Failed);
+                }
+                self.finish(now);
+                return;
+            }
+        }
+        if matches!(self.phase, Phase::Handshake) && !self.layer.is_handshaking() {
+            self.handshake = Some(Handshake::Done);
+            self.phase = Phase::Head { scanned: 0 };
+            self.deadline = self.exchange_end.min(now + limits::HEAD_DEADLINE);
+        }
+    }
+
+    /// The peer's end of stream, or a broken socket.
+    pub(crate) fn receive_end(&mut self) {
+        self.is_peer_done = true;
+        match self.phase {
+            Phase::Tunnel => {}
+            Phase::Handshake => {
+                self.handshake = Some(Handshake::Abandoned);
+                self.phase = Phase::Closed;
+            }
+            _ => self.phase = Phase::Closed,
+        }
+    }
+
+    /// What to do next. Called again after everything that changes this connection, until it says [`Step::Wait`].
+    pub(crate) fn step(&mut self, scratch: &mut Scratch, now: Instant) -> Step<'_> {
+        if now >= self.deadline && !matches!(self.phase, Phase::Tunnel) {
+            return self.expire(scratch, now);
+        }
+        if matches!(self.phase, Phase::Idle) {
+            self.leave_idle(scratch, now);
+        }
+        match &mut self.phase {
+            Phase::Head { .. } => self.step_head(scratch, now),
+            Phase::Body(_) => self.step_body(scratch, now),
+            Phase::Discarding { .. } => {
+                self.step_discarding(scratch, now);
+                self.wait()
+            }
+            Phase::Tunnel => Step::Tunnel,
+            _ => self.wait(),
+        }
+    }
+
+    fn wait(&self) -> Step<'static> {
+        if matches!(self.phase, Phase::Closed) {
+            return Step::Closed;
+        }
+        Step::Wait
+    }
+
+    /// Reads the body, of at most `bytes_max`.
+    pub(crate) fn admit(&mut self, bytes_max: usize, scratch: &mut Scratch) {
+        let Phase::Deciding(mut request) = std::mem::replace(&mut self.phase, Phase::Closed) else {
+            return;
+        };
+        request.bytes_max = bytes_max;
+        let has_body = self.plain.len() > request.head.head_bytes;
+        if request.head.expects_continue && !has_body {
+            let sealed = self.layer.seal(http::CONTINUE, &mut scratch.out);
+            if sealed.is_err() {
+                return;
+            }
+        }
+        self.deadline = self.exchange_end;
+        self.phase = Phase::Body(request);
+    }
+
+    /// Answers without having read the body, which is dropped first where the client would not listen before.
+    pub(crate) fn refuse(&mut self, response: Response, scratch: &mut Scratch, now: Instant) {
+        match std::mem::replace(&mut self.phase, Phase::Closed) {
+            Phase::Deciding(request) | Phase::Body(request)
+                if !request.head.expects_continue || self.plain.len() > request.head.head_bytes =>
+            {
+                if request.body_bytes() > limits::DISCARDED_BODY_BYTES_MAX || response.must_cut {
+                    return;
+                }
+                self.deadline = self.exchange_end;
+                self.phase = Phase::Discarding {
+                    request,
+                    response,
+                    discarded: 0,
+                };
+                self.step_discarding(scratch, now);
+            }
+            Phase::Answering(request) => {
+                self.phase = Phase::Answering(request);
+                self.respond(response, scratch, now);
+            }
+            Phase::Closing | Phase::Closed => {}
+            _ => self.write_answer(response, false, scratch, now),
+        }
+    }
+
+    /// The answer to the request that was handed out comes later; its bytes are let go now.
+    pub(crate) fn hold(&mut self) {
+        if let Phase::Answering(request) = &mut self.phase {
+            let end = request.release().unwrap_or(self.plain.len());
+            buffers::consume(&mut self.plain, end);
+        }
+    }
+
+    /// Answers the request that was handed out.
+    pub(crate) fn respond(&mut self, response: Response, scratch: &mut Scratch, now: Instant) {
+        let Phase::Answering(request) = std::mem::replace(&mut self.phase, Phase::Closed) else {
+            return;
+        };
+        let end = request.end().unwrap_or(self.plain.len());
+        buffers::consume(&mut self.plain, end);
+        let is_kept_alive = request.head.wants_keep_alive
+            && self.policy.may_reuse.get()
+            && !self.is_peer_done
+            && now < self.exchange_end;
+        self.write_answer(response, is_kept_alive, scratch, now);
+    }
+
+    /// Fills `scratch.out` with more of a long answer, once the socket has taken what was there.
+    pub(crate) fn produce(&mut self, scratch: &mut Scratch, now: Instant) {
+        let Phase::Writing { is_kept_alive } = self.phase else {
+            return;
+        };
+        let part = self
+            .unsent
+            .split_to(self.unsent.len().min(OUTPUT_BYTES_MAX));
+        if self.layer.seal(&part, &mut scratch.out).is_err() {
+            self.phase = Phase::Closed;
+            return;
+        }
+        if self.unsent.is_empty() {
+            self.end_answer(is_kept_alive, scratch, now);
+        }
+    }
+
+    /// The socket has taken everything; true when that ended an answer.
+    pub(crate) fn flushed(&mut self, now: Instant) -> bool {
+        if !std::mem::take(&mut self.is_flushing) {
+            return false;
+        }
+        match self.phase {
+            Phase::Idle => self.deadline = now + limits::KEEP_ALIVE_IDLE,
+            Phase::Closing => self.deadline = now + limits::CLOSE_DEADLINE,
+            _ => {}
+        }
+        true
+    }
+
+    /// Whether more bytes may come in. A client that pipelines without end waits for its answers.
+    pub(crate) fn wants_input(&self) -> bool {
+        match self.phase {
+            Phase::Answering(_) | Phase::Writing { .. } => self.plain.len() < PIPELINED_BYTES_MAX,
+            Phase::Closed => false,
+            _ => true,
+        }
+    }
+
+    /// Gives borrowed buffers back at the end of a turn.
+    pub(crate) fn settle(&mut self, scratch: &mut Scratch) {
+        scratch.settle(&mut self.plain);
+    }
+
+    /// In a tunnel: the decrypted bytes that have arrived since the last call.
+    pub(crate) fn take_plain(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.plain)
+    }
+
+    /// In a tunnel: encrypts bytes for the client.
+    pub(crate) fn send(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), tls::Error> {
+        self.layer.seal(bytes, out)
+    }
+
+    /// In a tunnel: says that nothing more follows.
+    pub(crate) fn end(&mut self, out: &mut Vec<u8>, now: Instant) {
+        let _ = self.layer.close(out);
+        self.finish(now);
+    }
+
+    /// In a tunnel: the client has said that it sends nothing more.
+    pub(crate) fn is_peer_done(&self) -> bool {
+        self.is_peer_done
+    }
+
+    /// The phase is over its time.
+    fn expire(&mut self, scratch: &mut Scratch, now: Instant) -> Step<'_> {
+        match &self.phase {
+            Phase::Answering(request) => {
+                // The refusal is asked for once; what follows is bounded by the end of the exchange.
+                let route = request.head.route;
+                if self.deadline < self.exchange_end {
+                    self.deadline = self.exchange_end;
+                    return Step::Refuse(route, Reject::DeadlineExceeded);
+                }
+                self.phase = Phase::Closed;
+            }
+            Phase::Idle => self.close(scratch, now),
+            Phase::Handshake => {
+                self.handshake = Some(Handshake::Late);
+                self.phase = Phase::Closed;
+            }
+            _ => self.phase = Phase::Closed,
+        }
+        self.wait()
+    }
+
+    fn leave_idle(&mut self, scratch: &mut Scratch, now: Instant) {
+        if !self.plain.is_empty() {
+            self.phase = Phase::Head { scanned: 0 };
+            self.exchange_end = now + limits::EXCHANGE_DEADLINE;
+            self.deadline = now + limits::HEAD_DEADLINE;
+        } else if self.is_peer_done || !self.policy.may_reuse.get() {
+            self.close(scratch, now);
+        }
+    }
+
+    fn step_head(&mut self, scratch: &mut Scratch, now: Instant) -> Step<'_> {
+        let Phase::Head { scanned } = &mut self.phase else {
+            return self.wait();
+        };
+        // An empty line before a request is noise that old clients leave behind a body.
+        while self.plain.starts_with(b"\r\n") {
+            self.plain.drain(..2);
+            *scanned = 0;
+        }
+        let head = match http::parse_head(&self.plain, &self.policy.path_prefix, scanned) {
+            Ok(Some(head)) => head,
+            Ok(None) => {
+                if self.is_peer_done {
+                    self.close(scratch, now);
+                }
+                return self.wait();
+            }
+            Err(Malformed) => return Step::Refuse(None, Reject::HeadMalformed),
+        };
+        let Some(route) = head.route else {
+            self.phase = Phase::Tunnel;
+            return Step::Tunnel;
+        };
+        let is_post = head.is_post;
+        self.phase = Phase::Deciding(Request::new(head));
+        match &self.phase {
+            Phase::Deciding(request) if is_post => {
+                Step::Head(request.view(route, &self.plain, self.peer))
+            }
+            _ => Step::Refuse(Some(route), Reject::MethodNotAllowed),
+        }
+    }
+
+    fn step_body(&mut self, scratch: &mut Scratch, now: Instant) -> Step<'_> {
+        let Phase::Body(mut request) = std::mem::replace(&mut self.phase, Phase::Closed) else {
+            return Step::Closed;
+        };
+        let is_whole = request.advance(&mut self.plain);
+        let Some(route) = request.head.route else {
+            return Step::Closed;
+        };
+        if is_whole.is_err() {
+            // Where this request ends is unknown, so nothing behind it can be read.
+            request.head.wants_keep_alive = false;
+            self.phase = Phase::Answering(request);
+            return Step::Refuse(Some(route), Reject::BodyMalformed);
+        }
+        let is_too_large = request.body_bytes() > request.bytes_max as u64;
+        if is_too_large || is_whole == Ok(false) {
+            self.phase = Phase::Body(request);
+            if is_too_large {
+                return Step::Refuse(Some(route), Reject::BodyTooLarge);
+            }
+            if self.is_peer_done {
+                self.close(scratch, now);
+            }
+            return self.wait();
+        }
+        // A request that is whole late still gets its moment.
+        self.deadline = self
+            .exchange_end
+            .checked_sub(limits::EXCHANGE_DEADLINE - limits::ANSWER_DEADLINE)
+            .unwrap_or(self.exchange_end)
+            .max(now + Duration::from_millis(1));
+        self.phase = Phase::Answering(request);
+        match &self.phase {
+            Phase::Answering(request) => {
+                let (head, body) = request.parts(route, &mut self.plain, self.peer);
+                Step::Request(head, body)
+            }
+            _ => Step::Closed,
+        }
+    }
+
+    /// Drops what has arrived of a refused body, and answers at its end.
+    fn step_discarding(&mut self, scratch: &mut Scratch, now: Instant) {
+        let Phase::Discarding {
+            mut request,
+            response,
+            mut discarded,
+        } = std::mem::replace(&mut self.phase, Phase::Closed)
+        else {
+            return;
+        };
+        match request.advance(&mut self.plain) {
+            Ok(true) => {
+                self.phase = Phase::Answering(request);
+                self.respond(response, scratch, now);
+            }
+            Ok(false) => {
+                discarded += request.discard(&mut self.plain);
+                if discarded > limits::DISCARDED_BODY_BYTES_MAX {
+                    return;
+                }
+                self.phase = Phase::Discarding {
+                    request,
+                    response,
+                    discarded,
+                };
+                if self.is_peer_done {
+                    self.close(scratch, now);
+                }
+            }
+            Err(Malformed) => {}
+        }
+    }
+
+    fn write_answer(
+        &mut self,
+        response: Response,
+        is_kept_alive: bool,
+        scratch: &mut Scratch,
+        now: Instant,
+    ) {
+        if response.must_cut {
+            self.phase = Phase::Closed;
+            return;
+        }
+        let text = &mut scratch.text;
+        text.clear();
+        http::write_answer_head(text, response.status, response.body.len(), is_kept_alive);
+        self.unsent = response.body;
+        let room = RECORD_BYTES_MAX.saturating_sub(text.len());
+        let first = self.unsent.split_to(self.unsent.len().min(room));
+        text.extend_from_slice(&first);
+        self.deadline = self.exchange_end.max(now + limits::CLOSE_DEADLINE);
+        if self.layer.seal(text, &mut scratch.out).is_err() {
+            self.phase = Phase::Closed;
+        } else if self.unsent.is_empty() {
+            self.end_answer(is_kept_alive, scratch, now);
+        } else {
+            self.phase = Phase::Writing { is_kept_alive };
+        }
+    }
+
+    fn end_answer(&mut self, is_kept_alive: bool, scratch: &mut Scratch, now: Instant) {
+        self.unsent = Bytes::new();
+        if is_kept_alive {
+            self.phase = Phase::Idle;
+            self.is_flushing = true;
+        } else {
+            let deadline = self.deadline;
+            self.close(scratch, now);
+            // The end of the exchange bounds the write; the wait for the peer's close begins after it.
+            self.deadline = deadline;
+        }
+    }
+
+    /// Says goodbye; then the peer has its time to close.
+    fn close(&mut self, scratch: &mut Scratch, now: Instant) {
+        let _ = self.layer.close(&mut scratch.out);
+        self.finish(now);
+    }
+
+    fn finish(&mut self, now: Instant) {
+        self.layer.discard();
+        self.plain = Vec::new();
+        self.phase = Phase::Closing;
+        self.is_flushing = true;
+        self.deadline = now + limits::CLOSE_DEADLINE;
+    }
+}
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

@@ -1,0 +1,429 @@
+//! One agent request: from its head and body to its answer.
+//!
+//! What the tables know is answered alone and at once. The rest becomes a [`Pending`]: first a lookup if the key is
+//! unknown here, then the request itself. Every answer is a JSON object; every refusal is counted.
+
+use std::borrow::Cow;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use fleet_protocol::agent::{
+    Answer, CarveBegin, CarveBlock, Enroll, Log, QueryResult, Request, Route, Work, Write,
+};
+use fleet_protocol::feed::Host;
+use fleet_protocol::ids::NodeKeyHash;
+use fleet_protocol::link::BatchKind;
+use fleet_protocol::reject::Reject;
+use fleet_protocol::stats::Outcome;
+use serde_json::{Map, Value, json};
+
+use crate::body;
+use crate::log_body::{self, Lines};
+use crate::scan::Malformed;
+use crate::state::{REQUEST_BYTES_MAX, State, Ticket, hash_node_key};
+use crate::waiting::bytes_of;
+
+/// Accepted, or nothing to do.
+const EMPTY_OBJECT: Bytes = Bytes::from_static(b"{}");
+/// A discovery query that lets every host through.
+const DISCOVER_ALL: &str = "SELECT 1";
+
+/// What the head says.
+pub(crate) struct Head<'a> {
+    pub(crate) route: Route,
+    /// `Authorization: NodeKey …`, as sent.
+    pub(crate) node_key: Option<&'a str>,
+    pub(crate) content_length: u64,
+    pub(crate) is_gzip: bool,
+    pub(crate) peer: SocketAddr,
+}
+
+/// What to do before the body is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Early {
+    /// Read all of it, then call [`answer`].
+    ReadBody { bytes_max: usize },
+    /// Drop the body up to `DISCARDED_BODY_BYTES_MAX` and answer with [`refuse`], or cut.
+    Refuse(Reject),
+}
+
+/// What to write, and how the exchange counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    /// A JSON object, never empty.
+    pub(crate) body: Bytes,
+    /// Close without an answer.
+    pub(crate) must_cut: bool,
+    pub(crate) outcome: Outcome,
+}
+
+/// An answer, or the wait for one.
+pub(crate) enum Reply {
+    Now(Response),
+    Later(Pending),
+}
+
+/// Resolves to the answer within its own deadline. Dropping it cancels the request.
+pub(crate) struct Pending(Pin<Box<dyn Future<Output = Response>>>);
+
+impl Pending {
+    fn new(future: impl Future<Output = Response> + 'static) -> Self {
+        Self(Box::pin(future))
+    }
+}
+
+impl Future for Pending {
+    type Output = Response;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response> {
+        self.0.as_mut().poll(context)
+    }
+}
+
+/// A parsed body.
+enum Task {
+    CarveBegin(Box<CarveBegin>),
+    CarveBlock(CarveBlock),
+    Config,
+    Enroll(Box<Enroll>),
+    Log(Lines),
+    Read,
+    Write(Vec<QueryResult>),
+}
+
+/// Decides by the head alone: what is too large, comes from a key that was unknown a moment ago, or would find its
+/// queue full, costs no more than its head.
+pub(crate) fn begin(state: &State, head: &Head<'_>, now: Instant) -> Early {
+    let bytes_max = state.body_limits.of(head.route);
+    let Some(content_length) = usize::try_from(head.content_length)
+        .ok()
+        .filter(|length| *length <= bytes_max)
+    else {
+        return Early::Refuse(Reject::BodyTooLarge);
+    };
+    if needs_host(head.route)
+        && let Some(key) = header_key(head)
+        && state.table.borrow().host(&key).is_none()
+        && state.negative.borrow().contains(&key, now)
+    {
+        return Early::Refuse(Reject::NodeKeyUnknown);
+    }
+    if let Some(kind) = kind_always_asked(head.route)
+        && state.waiting.borrow().is_full_for(kind, content_length)
+    {
+        return Early::Refuse(Reject::Busy);
+    }
+    Early::ReadBody { bytes_max }
+}
+
+/// Answers a whole request; `body` is as on the wire.
+pub(crate) fn answer(state: &State, head: &Head<'_>, body: &mut [u8], now: Instant) -> Reply {
+    let parsed = if head.is_gzip {
+        body::inflate(body, state.body_limits.inflated(head.route))
+            .and_then(|inflated| parse(state, head, &inflated))
+    } else {
+        parse(state, head, body)
+    };
+    let result = parsed.and_then(|(key, task)| match task {
+        Task::Enroll(enroll) => through(state, head.route, Request::Enroll(enroll), now),
+        Task::CarveBlock(block) => {
+            // The session id is the credential; a known key only marks its host.
+            if let Some(host) = key.and_then(|key| state.table.borrow().host(&key)) {
+                state.seen.borrow_mut().mark(host.id);
+            }
+            through(state, head.route, Request::CarveBlock(block), now)
+        }
+        task => authenticate(state, head.route, key, task, now),
+    });
+    result.unwrap_or_else(|reject| Reply::Now(refuse(state, Some(head.route), reject)))
+}
+
+/// The answer of a refusal, which it counts. `None` for a path that is no agent path.
+pub(crate) fn refuse(state: &State, route: Option<Route>, reject: Reject) -> Response {
+    state.count_reject(route, reject);
+    let answer = reject.answer(route);
+    Response {
+        status: answer.status,
+        body: Bytes::from_static(answer.body.as_bytes()),
+        must_cut: reject.must_cut(route),
+        outcome: Outcome::Refused,
+    }
+}
+
+fn needs_host(route: Route) -> bool {
+    !matches!(route, Route::Enroll | Route::CarveBlock)
+}
+
+/// The kind of a route whose requests go to control (almost) always.
+fn kind_always_asked(route: Route) -> Option<BatchKind> {
+    match route {
+        Route::Enroll => Some(BatchKind::Enroll),
+        Route::Write => Some(BatchKind::Write),
+        Route::Log => Some(BatchKind::Log),
+        Route::CarveBegin | Route::CarveBlock => Some(BatchKind::Carve),
+        Route::Config | Route::Read => None,
+    }
+}
+
+fn header_key(head: &Head<'_>) -> Option<NodeKeyHash> {
+    hash_if_present(head.node_key.unwrap_or_default())
+}
+
+fn hash_if_present(node_key: &str) -> Option<NodeKeyHash> {
+    let node_key = node_key.trim();
+    (!node_key.is_empty()).then(|| hash_node_key(node_key))
+}
+
+/// The key (header first, body else) and what is asked.
+fn parse(
+    state: &State,
+    head: &Head<'_>,
+    body: &[u8],
+) -> Result<(Option<NodeKeyHash>, Task), Reject> {
+    let text = body::text(body);
+    let malformed = |_: Malformed| Reject::BodyMalformed;
+    let (body_key, task) = match head.route {
+        Route::Config => (body::node_key(&text).map_err(malformed)?, Task::Config),
+        Route::Read => (body::node_key(&text).map_err(malformed)?, Task::Read),
+        Route::Enroll => {
+            let enroll = body::enroll(&text, head.peer.ip()).map_err(malformed)?;
+            (Cow::Borrowed(""), Task::Enroll(Box::new(enroll)))
+        }
+        Route::Write => {
+            let (key, results) = body::write(&text).map_err(malformed)?;
+            (key, Task::Write(results))
+        }
+        Route::Log => {
+            let log = log_body::parse(&text, state.body_limits.inflated(Route::Log))?;
+            (log.node_key, Task::Log(log.lines))
+        }
+        Route::CarveBegin => {
+            let (key, carve) = body::carve_begin(&text).map_err(malformed)?;
+            (key, Task::CarveBegin(Box::new(carve)))
+        }
+        Route::CarveBlock => {
+            let block = body::carve_block(&text).map_err(malformed)?;
+            (Cow::Borrowed(""), Task::CarveBlock(block))
+        }
+    };
+    let key = header_key(head).or_else(|| hash_if_present(&body_key));
+    Ok((key, task))
+}
+
+/// Finds the host of a key, here or through control, and goes on.
+fn authenticate(
+    state: &State,
+    route: Route,
+    key: Option<NodeKeyHash>,
+    task: Task,
+    now: Instant,
+) -> Result<Reply, Reject> {
+    let key = key.ok_or(Reject::NodeKeyMissing)?;
+    // The borrow ends here; what follows borrows again.
+    let known = state.table.borrow().host(&key);
+    if let Some(host) = known {
+        return serve(state, route, &host, task, now);
+    }
+    if state.negative.borrow().contains(&key, now) {
+        return Err(Reject::NodeKeyUnknown);
+    }
+    let parked = state.park(task.bytes())?;
+    let ticket = state.look_up(key, now)?;
+    let state = state.handle().ok_or(Reject::Draining)?;
+    Ok(Reply::Later(Pending::new(async move {
+        let deadline = ticket.deadline();
+        let host = match ticket.answer().await {
+            Answer::Host(Some(host)) => Ok(host),
+            Answer::Host(None) => Err(Reject::NodeKeyUnknown),
+            Answer::Refused(reject) => Err(reject),
+            _ => Err(Reject::Internal),
+        };
+        drop(parked);
+        serve_looked_up(state, route, host, task, deadline).await
+    })))
+}
+
+async fn serve_looked_up(
+    state: Rc<State>,
+    route: Route,
+    host: Result<Host, Reject>,
+    task: Task,
+    deadline: Instant,
+) -> Response {
+    let reply = host.and_then(|host| {
+        let asked = match alone(&state, &host, task, Instant::now()) {
+            Ok(Alone::Ask(request)) => ask(&state, request, Instant::now()),
+            // Control had a part in it.
+            Ok(Alone::Answer(body)) => return Ok(Err(accepted(body, Outcome::Control))),
+            Err(reject) => Err(reject),
+        };
+        asked.map(Ok)
+    });
+    match reply {
+        Ok(Ok(ticket)) => {
+            let answer = ticket.with_deadline(deadline).answer().await;
+            respond(&state, route, answer)
+        }
+        Ok(Err(response)) => response,
+        Err(reject) => refuse(&state, Some(route), reject),
+    }
+}
+
+/// Serves a request of a known host.
+fn serve(
+    state: &State,
+    route: Route,
+    host: &Host,
+    task: Task,
+    now: Instant,
+) -> Result<Reply, Reject> {
+    match alone(state, host, task, now)? {
+        Alone::Answer(body) => Ok(Reply::Now(accepted(body, Outcome::Alone))),
+        Alone::Ask(request) => through(state, route, request, now),
+    }
+}
+
+/// What the worker can say by itself.
+enum Alone {
+    Answer(Bytes),
+    Ask(Request),
+}
+
+fn alone(state: &State, host: &Host, task: Task, now: Instant) -> Result<Alone, Reject> {
+    state.seen.borrow_mut().mark(host.id);
+    Ok(match task {
+        Task::Config => {
+            let config = state.table.borrow().config(host.answer);
+            // The feed tells answers before their hosts; without one, nothing but "later" is true.
+            Alone::Answer(config.ok_or(Reject::ControlUnavailable)?)
+        }
+        Task::Read if state.unix_seconds(now) < host.work_due_at => Alone::Answer(EMPTY_OBJECT),
+        Task::Read => Alone::Ask(Request::Read(host.id)),
+        Task::Write(results) if results.is_empty() => Alone::Answer(EMPTY_OBJECT),
+        Task::Write(results) => Alone::Ask(Request::Write(Write {
+            host: host.id,
+            results,
+        })),
+        Task::Log(lines) if lines.count == 0 => Alone::Answer(EMPTY_OBJECT),
+        Task::Log(lines) => Alone::Ask(Request::Log(Log {
+            host: host.id,
+            log_type: lines.log_type,
+            lines: lines.bytes,
+            line_count: lines.count,
+        })),
+        Task::CarveBegin(mut carve) => {
+            carve.host = host.id;
+            Alone::Ask(Request::CarveBegin(*carve))
+        }
+        // Both are served without a host.
+        Task::CarveBlock(block) => Alone::Ask(Request::CarveBlock(block)),
+        Task::Enroll(enroll) => Alone::Ask(Request::Enroll(enroll)),
+    })
+}
+
+impl Task {
+    /// Bytes that it holds while it waits.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Log(lines) => lines.bytes.len(),
+            Self::Write(results) => results
+                .iter()
+                .map(|result| result.rows.len() + result.stats.len() + result.message.len())
+                .sum(),
+            Self::CarveBlock(block) => block.data.len(),
+            Self::CarveBegin(_) | Self::Config | Self::Enroll(_) | Self::Read => 0,
+        }
+    }
+}
+
+fn ask(state: &State, request: Request, now: Instant) -> Result<Ticket, Reject> {
+    if bytes_of(&request) > REQUEST_BYTES_MAX {
+        return Err(Reject::BodyTooLarge);
+    }
+    state.ask(request, now)
+}
+
+fn through(state: &State, route: Route, request: Request, now: Instant) -> Result<Reply, Reject> {
+    let ticket = ask(state, request, now)?;
+    let state = state.handle().ok_or(Reject::Draining)?;
+    Ok(Reply::Later(Pending::new(async move {
+        let answer = ticket.answer().await;
+        respond(&state, route, answer)
+    })))
+}
+
+/// Control's answer in the agent's words.
+fn respond(state: &State, route: Route, answer: Answer) -> Response {
+    let body = match (route, answer) {
+        (_, Answer::Refused(reject)) => return refuse(state, Some(route), reject),
+        (Route::Write | Route::Log | Route::CarveBlock, Answer::Accepted) => EMPTY_OBJECT,
+        (Route::CarveBegin, Answer::CarveStarted { session_id }) => {
+            json!({ "session_id": session_id.reveal() })
+                .to_string()
+                .into()
+        }
+        (Route::Enroll, Answer::Enrolled { node_key, .. }) => {
+            json!({ "node_key": node_key.reveal() }).to_string().into()
+        }
+        (Route::Read, Answer::Work(work)) => work_body(work),
+        _ => {
+            state.count_oddity();
+            return refuse(state, Some(route), Reject::Internal);
+        }
+    };
+    accepted(body, Outcome::Control)
+}
+
+fn accepted(body: Bytes, outcome: Outcome) -> Response {
+    Response {
+        status: 200,
+        body,
+        must_cut: false,
+        outcome,
+    }
+}
+
+/// An agent stops at the first empty name or text, and once one query has a discovery skips those that have none.
+fn work_body(work: Work) -> Bytes {
+    let mut queries = Map::new();
+    let mut discovery = Map::new();
+    let is_discovered = work.queries.iter().any(|query| !query.discovery.is_empty());
+    for query in work.queries {
+        if query.name.is_empty() || query.sql.trim().is_empty() {
+            continue;
+        }
+        if is_discovered {
+            let sql = if query.discovery.is_empty() {
+                DISCOVER_ALL.into()
+            } else {
+                query.discovery
+            };
+            discovery.insert(query.name.clone(), Value::String(sql));
+        }
+        queries.insert(query.name, Value::String(query.sql));
+    }
+    let mut body = Map::new();
+    if !queries.is_empty() {
+        body.insert("queries".into(), Value::Object(queries));
+    }
+    if !discovery.is_empty() {
+        body.insert("discovery".into(), Value::Object(discovery));
+    }
+    if let Some(accelerate_s) = work.accelerate_s {
+        body.insert("accelerate".into(), accelerate_s.into());
+    }
+    if body.is_empty() {
+        return EMPTY_OBJECT;
+    }
+    Value::Object(body).to_string().into()
+}
+
+#[cfg(test)]
+#[path = "exchange_tests.rs"]
+mod tests;
