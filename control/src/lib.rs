@@ -1,0 +1,53 @@
+//! The control process: store, bus, journal, feed, operator API. Knows no TLS and no agent sockets.
+
+#[cfg(test)]
+mod agent_bench;
+mod agent_counters;
+mod agents;
+mod answers;
+mod assembly;
+mod bus;
+mod carve;
+mod carve_file;
+mod dedupe;
+mod detail_queries;
+mod details;
+mod directory;
+mod dispatch;
+mod enroll;
+mod feed;
+mod feed_load;
+mod grace;
+mod host_config;
+mod inherit;
+mod journal;
+mod labels;
+mod link;
+mod metrics;
+mod model;
+mod operator;
+mod process;
+mod results;
+mod roster;
+mod seen;
+mod server;
+mod store;
+mod trace;
+mod waiting;
+mod watch;
+mod work;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use fleet_protocol::config::Config;
+
+/// Runs the control process: takes its orders from descriptor 3, returns when it is drained.
+pub fn run() -> ExitCode {
+    process::run()
+}
+
+/// Brings the configured database up to date; returns how many migrations ran. The error is one line for people.
+pub fn prepare_db(config: &Config, state_dir: &Path) -> Result<usize, String> {
+    process::prepare_db(config, state_dir)
+}

@@ -1,0 +1,366 @@
+//! Everything that serves, put together: made in order at start, watched while it runs, ended in the reverse order.
+//!
+//! Invariants: a store that is away at start is waited for, with the operator sockets answering; only what a restart
+//! cannot mend (bad configuration, missing migrations) is an error. Tasks that must run for ever are watched.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use fleet_protocol::config::Config;
+use fleet_protocol::feed::Feed;
+use fleet_protocol::ids::{BootNonce, FeedSeq, UnixSeconds};
+use fleet_protocol::link::{Batch, BatchReply};
+use fleet_protocol::secret::Secret;
+use fleet_protocol::slot::{Gateway, StartControl};
+use fleet_protocol::stats::{ControlStats, Dependency};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::agents::{self, Agents};
+use crate::bus::{self, Bus};
+use crate::carve::Carves;
+use crate::dispatch::Dispatch;
+use crate::feed::Subscription;
+use crate::journal::Journal;
+use crate::metrics::{self, Sources};
+use crate::operator::{self, Deps};
+use crate::process::resident_bytes;
+use crate::server::{Backend, FeedSource, Server};
+use crate::store::{self, Store};
+use crate::{inherit, waiting};
+
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// What is told to the supervisor is found out this often; a health check of our own costs a statement.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+const PING_DEADLINE: Duration = Duration::from_secs(2);
+/// Changes are for nodes and workers that come back; who was away for longer takes a full load.
+const CHANGES_KEPT: Duration = Duration::from_secs(24 * 3600);
+const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
+/// Time of the last writes to the store.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
+impl Backend for Dispatch {
+    type Feed = Subscription;
+
+    fn subscribe(&self, after: Option<FeedSeq>) -> Subscription {
+        self.agents().subscribe(after)
+    }
+
+    async fn run(&self, batch: Batch) -> BatchReply {
+        Self::run(self, batch).await
+    }
+}
+
+impl FeedSource for Subscription {
+    async fn next(&mut self) -> Option<Arc<Feed>> {
+        Self::next(self).await
+    }
+
+    fn try_next(&mut self) -> Option<Arc<Feed>> {
+        Self::try_next(self)
+    }
+}
+
+/// Why the store is not ready.
+enum Obstacle {
+    /// Come again.
+    Later(String),
+    /// A restart would not help.
+    Fatal(String),
+}
+
+impl From<store::Error> for Obstacle {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Unavailable(_) | store::Error::Failed(_) => {
+                Self::Later(error.to_string())
+            }
+            store::Error::NotPrepared { missing } => Self::Fatal(format!(
+                "the database lacks {missing} migrations; run: fleet-supervisor prepare db"
+            )),
+            store::Error::Invalid(reason) => Self::Fatal(reason),
+        }
+    }
+}
+
+/// Everything that serves.
+pub(crate) struct Assembly {
+    parts: Parts,
+    server: Arc<Server<Dispatch>>,
+    drain: watch::Sender<bool>,
+    /// Each ends only by mistake, or on drain; its name says which.
+    tasks: JoinSet<&'static str>,
+}
+
+/// What the tasks share.
+#[derive(Clone)]
+struct Parts {
+    store: Arc<Store>,
+    bus: Arc<Bus>,
+    agents: Arc<Agents>,
+    journal: Arc<Journal>,
+    carves: Arc<Carves>,
+}
+
+/// Makes everything; waits for the store as long as it takes. An error is for people, and final.
+pub(crate) async fn assemble(
+    start: &StartControl,
+    boot: BootNonce,
+    gateway: watch::Receiver<Gateway>,
+    stats: &watch::Sender<ControlStats>,
+) -> Result<Assembly, String> {
+    let listener = |fd| {
+        inherit::listener(fd)
+            .and_then(UnixListener::from_std)
+            .map_err(|error| error.to_string())
+    };
+    let links = listener(start.link_fd)?;
+    let tunnels = listener(start.tunnel_fd)?;
+    let operators = listener(start.operator_fd)?;
+    let journal = Journal::open(&start.config.filesystem, &start.state_dir)
+        .map_err(|error| format!("cannot start the journal's threads: {error}"))?;
+    let (store, bus, agents) = tokio::select! {
+        found = find_store(start, stats) => found?,
+        () = waiting::serve(&tunnels, &operators) => return Err("operator sockets failed".into()),
+    };
+    let carves = Arc::new(Carves::new(
+        Arc::clone(&store),
+        &start.config.carver,
+        &start.state_dir,
+    ));
+    let parts = Parts {
+        store,
+        bus,
+        agents,
+        journal,
+        carves,
+    };
+    let config = Arc::new(start.config.clone());
+    Ok(Assembly::start(
+        parts, &config, boot, gateway, links, tunnels, operators,
+    ))
+}
+
+/// Retries until store and directory are loaded.
+async fn find_store(
+    start: &StartControl,
+    stats: &watch::Sender<ControlStats>,
+) -> Result<(Arc<Store>, Arc<Bus>, Arc<Agents>), String> {
+    let mut pause = RETRY_FIRST;
+    loop {
+        let reason =
+            match try_store(&start.config, &start.state_dir, &start.first_enroll_secret).await {
+                Ok(found) => return Ok(found),
+                Err(Obstacle::Fatal(reason)) => return Err(reason),
+                Err(Obstacle::Later(reason)) => reason,
+            };
+        tracing::warn!(%reason, retry_s = pause.as_secs_f32(), "not ready to serve; trying again");
+        stats.send_modify(|stats| {
+            stats.dependencies = vec![Dependency {
+                name: "store".into(),
+                is_healthy: false,
+                detail: reason,
+            }];
+        });
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
+async fn try_store(
+    config: &Config,
+    state_dir: &Path,
+    first_enroll_secret: &Secret,
+) -> Result<(Arc<Store>, Arc<Bus>, Arc<Agents>), Obstacle> {
+    let store = Arc::new(Store::open(config, state_dir).await?);
+    store.require_prepared().await?;
+    if !first_enroll_secret.is_empty() && store.add_first_enroll_secret(first_enroll_secret).await?
+    {
+        tracing::info!("the store had no enroll secret; took the one of the state directory");
+    }
+    let bus = Bus::open(config).map_err(|error| match error {
+        bus::Error::Invalid(reason) => Obstacle::Fatal(reason),
+        bus::Error::Unavailable(reason) => Obstacle::Later(reason),
+    })?;
+    let bus = Arc::new(bus);
+    let agents = Agents::load(Arc::clone(&store), Arc::clone(&bus), config)
+        .await
+        .map_err(|error| Obstacle::Later(format!("{error:#}")))?;
+    Ok((store, bus, agents))
+}
+
+impl Assembly {
+    fn start(
+        parts: Parts,
+        config: &Arc<Config>,
+        boot: BootNonce,
+        gateway: watch::Receiver<Gateway>,
+        links: UnixListener,
+        tunnels: UnixListener,
+        operators: UnixListener,
+    ) -> Self {
+        let dispatch = Arc::new(Dispatch::new(
+            Arc::clone(&parts.agents),
+            Arc::clone(&parts.journal),
+            Arc::clone(&parts.carves),
+        ));
+        let server = Server::new(Arc::clone(&dispatch), boot);
+        let sources = Sources {
+            gateway,
+            store: Arc::clone(&parts.store),
+            bus: Arc::clone(&parts.bus),
+            agents: Arc::clone(&parts.agents),
+            journal: Arc::clone(&parts.journal),
+            carves: Arc::clone(&parts.carves),
+            dispatch,
+            links: Arc::clone(&server.counters),
+        };
+        let deps = Deps {
+            config: Arc::clone(config),
+            store: Arc::clone(&parts.store),
+            bus: Arc::clone(&parts.bus),
+            agents: Arc::clone(&parts.agents),
+            journal: Arc::clone(&parts.journal),
+            carves: Arc::clone(&parts.carves),
+            metrics: Arc::new(move || metrics::render(&sources)),
+        };
+        let (drain, drains) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        let agents = Arc::clone(&parts.agents);
+        tasks.spawn(async move {
+            agents.watch().await;
+            "watch of changes"
+        });
+        let agents = Arc::clone(&parts.agents);
+        tasks.spawn(async move {
+            agents.flush_seen().await;
+            "writing of seen times"
+        });
+        let carves = Arc::clone(&parts.carves);
+        tasks.spawn(async move {
+            carves.expire_forever().await;
+            "expiry of carves"
+        });
+        let store = Arc::clone(&parts.store);
+        tasks.spawn(async move {
+            prune_forever(&store).await;
+            "pruning"
+        });
+        let accepting = Arc::clone(&server);
+        tasks.spawn(async move {
+            accepting.accept(links).await;
+            "links"
+        });
+        tasks.spawn(async move {
+            operator::serve(tunnels, operators, deps, drains).await;
+            "operator sockets"
+        });
+        Self {
+            parts,
+            server,
+            drain,
+            tasks,
+        }
+    }
+
+    /// Where the store is, for people.
+    pub(crate) fn store_location(&self) -> &str {
+        self.parts.store.location()
+    }
+
+    /// Keeps `stats` true until some task that must run has stopped; returns its name.
+    pub(crate) async fn watch(&mut self, stats: &watch::Sender<ControlStats>) -> &'static str {
+        let links = Arc::clone(&self.server.counters);
+        let parts = self.parts.clone();
+        let health = async {
+            loop {
+                let (store, bus) = tokio::join!(parts.store_health(), parts.bus_health());
+                stats.send_replace(ControlStats {
+                    dependencies: vec![store, bus, parts.journal_health()],
+                    hosts: parts.agents.counts(agents::now()).enrolled,
+                    links: u32::try_from(links.open.load(Ordering::Relaxed)).unwrap_or(u32::MAX),
+                    rss_bytes: resident_bytes(),
+                });
+                tokio::time::sleep(HEALTH_INTERVAL).await;
+            }
+        };
+        tokio::select! {
+            ended = self.tasks.join_next() => match ended {
+                Some(Ok(name)) => name,
+                Some(Err(_)) => "one that panicked",
+                None => "all",
+            },
+            () = health => "health",
+        }
+    }
+
+    /// Finishes what is under way, then writes what must not be lost. The caller bounds the time.
+    pub(crate) async fn finish(mut self) {
+        self.drain.send_replace(true);
+        self.server.finish().await;
+        let last = timeout(LAST_WRITES, self.parts.agents.finish());
+        if last.await.is_err() {
+            tracing::warn!("the last seen times were not written");
+        }
+        Arc::clone(&self.parts.journal).finish().await;
+        self.tasks.abort_all();
+        while self.tasks.join_next().await.is_some() {}
+        // A store that does not answer closes by itself with the process.
+        let _ = timeout(LAST_WRITES, self.parts.store.close()).await;
+    }
+}
+
+/// Deletes old changes, a little at a random time of each hour, so that nodes do not all do it at once.
+async fn prune_forever(store: &Store) {
+    loop {
+        tokio::time::sleep(PRUNE_INTERVAL.mul_f32(0.5 + fastrand::f32() / 2.0)).await;
+        let kept_s = u32::try_from(CHANGES_KEPT.as_secs()).unwrap_or(u32::MAX);
+        let before = UnixSeconds(agents::now().0.saturating_sub(kept_s));
+        match store.prune(before).await {
+            Ok(count) => tracing::debug!(count, "old changes pruned"),
+            Err(error) => tracing::warn!(%error, "cannot prune old changes; trying again later"),
+        }
+    }
+}
+
+impl Parts {
+    async fn store_health(&self) -> Dependency {
+        let fault = match timeout(PING_DEADLINE, self.store.ping()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("no answer in time".to_owned()),
+        };
+        dependency(self.store.engine().label(), fault, self.store.location())
+    }
+
+    /// Without a question of our own: commands on Redis are counted by those who pay for it.
+    async fn bus_health(&self) -> Dependency {
+        let fault = if self.bus.is_healthy() {
+            None
+        } else {
+            match timeout(PING_DEADLINE, self.bus.ping()).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some("no answer in time".to_owned()),
+            }
+        };
+        dependency(self.bus.engine(), fault, self.bus.location())
+    }
+
+    fn journal_health(&self) -> Dependency {
+        dependency("journal", self.journal.fault(), "")
+    }
+}
+
+fn dependency(name: &str, fault: Option<String>, location: &str) -> Dependency {
+    Dependency {
+        name: name.to_owned(),
+        is_healthy: fault.is_none(),
+        detail: fault.unwrap_or_else(|| location.to_owned()),
+    }
+}

@@ -1,0 +1,486 @@
+//! Enrolment: secrets, identifiers, node keys. A batch of requests is one call of the store.
+//!
+//! Owner of the cached secrets and of the keys issued lately. Invariants: only a key's hash leaves this module for the
+//! store; the same secret, identifier and instance within [`REPEAT_S`] get the same key, because an agent's threads
+//! enroll one after the other and each would cancel the other's key; a wrong secret costs the store nothing.
+
+use std::collections::{HashMap, VecDeque};
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::{digest, rand};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use fleet_protocol::agent::{Answer, Enroll};
+use fleet_protocol::config::HostIdentifier;
+use fleet_protocol::ids::{HostId, NodeKeyHash, RequestId, UnixSeconds};
+use fleet_protocol::reject::Reject;
+use fleet_protocol::secret::Secret;
+
+use crate::agents::{Agents, lock};
+use crate::details::Facts;
+use crate::model::{EnrollSecret, Identity, NewEnrollment};
+use crate::store;
+use crate::work::after;
+
+/// How long an enrolment that is repeated gets the same key.
+const REPEAT_S: u32 = 60;
+/// Issued keys that are remembered; the oldest give way.
+const ISSUED_MAX: usize = 65_536;
+/// Characters of an identifier or instance id.
+const IDENTIFIER_CHARS_MAX: usize = 255;
+
+/// The enroll secrets, as hashes of equal length.
+#[derive(Debug, Default)]
+pub(crate) struct SecretSet {
+    hashes: Vec<[u8; 32]>,
+}
+
+impl SecretSet {
+    /// From the store's list.
+    pub(crate) fn of(secrets: &[EnrollSecret]) -> Self {
+        let hashes = secrets
+            .iter()
+            .map(|secret| secret.secret.reveal())
+            .filter(|secret| !secret.is_empty())
+            .map(|secret| sha256(&[secret.as_bytes()]))
+            .collect();
+        Self { hashes }
+    }
+
+    /// Takes the same time whichever secret it is, and whether it is one or not.
+    pub(crate) fn contains(&self, secret: &Secret) -> bool {
+        let given = sha256(&[secret.reveal().as_bytes()]);
+        self.hashes.iter().fold(false, |found, hash| {
+            found | verify_slices_are_equal(hash, &given).is_ok()
+        })
+    }
+}
+
+/// A key that was given out.
+#[derive(Clone, Debug)]
+struct Issued {
+    key: Secret,
+    hash: NodeKeyHash,
+    at: UnixSeconds,
+}
+
+/// Keys that were given out lately, by what asked for them.
+#[derive(Debug, Default)]
+pub(crate) struct IssuedKeys {
+    keys: HashMap<[u8; 32], Issued>,
+    order: VecDeque<(UnixSeconds, [u8; 32])>,
+}
+
+impl IssuedKeys {
+    fn get(&self, request: &[u8; 32], now: UnixSeconds) -> Option<&Issued> {
+        self.keys
+            .get(request)
+            .filter(|issued| after(issued.at, REPEAT_S) > now)
+    }
+
+    fn put(&mut self, request: [u8; 32], issued: Issued, now: UnixSeconds) {
+        while let Some((at, oldest)) = self.order.front().copied() {
+            if after(at, REPEAT_S) > now && self.order.len() < ISSUED_MAX {
+                break;
+            }
+            self.order.pop_front();
+            if self.keys.get(&oldest).is_some_and(|issued| issued.at == at) {
+                self.keys.remove(&oldest);
+            }
+        }
+        self.order.push_back((issued.at, request));
+        self.keys.insert(request, issued);
+    }
+}
+
+/// What names the host, by policy; falls back to what the agent sent, then to whatever else tells it apart. `None`
+/// when nothing does.
+pub(crate) fn identifier(policy: HostIdentifier, enroll: &Enroll) -> Option<String> {
+    let instance = enroll.detail("osquery_info", "instance_id");
+    let uuid = enroll.detail("system_info", "uuid");
+    let hostname = enroll.detail("system_info", "hostname");
+    let provided = enroll.identifier.as_str();
+    let wanted = match policy {
+        HostIdentifier::Provided => provided,
+        HostIdentifier::Instance => instance,
+        HostIdentifier::Uuid => uuid,
+        HostIdentifier::Hostname => hostname,
+    };
+    [wanted, provided, instance, uuid, hostname]
+        .into_iter()
+        .map(str::trim)
+        .find(|text| !text.is_empty())
+        .map(|text| text.chars().take(IDENTIFIER_CHARS_MAX).collect())
+}
+
+/// A node key: random bytes as URL-safe ASCII, since agents put it into a header.
+fn new_key(bytes: u16) -> Option<Secret> {
+    let mut random = vec![0; usize::from(bytes)];
+    rand::fill(&mut random).ok()?;
+    Some(Secret::new(URL_SAFE_NO_PAD.encode(random)))
+}
+
+/// What the store and the workers know of a key.
+pub(crate) fn hash_key(key: &Secret) -> NodeKeyHash {
+    NodeKeyHash(sha256(&[key.reveal().as_bytes()]))
+}
+
+fn sha256(parts: &[&[u8]]) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        context.update(part);
+    }
+    let mut hash = [0; 32];
+    hash.copy_from_slice(context.finish().as_ref());
+    hash
+}
+
+/// One request that the store must see.
+struct Candidate {
+    request: [u8; 32],
+    new: NewEnrollment,
+    issued: Issued,
+    has_name: bool,
+}
+
+/// How a request is answered.
+enum Verdict {
+    Done(Answer),
+    /// As the candidate of this number.
+    Stored(usize),
+}
+
+impl Agents {
+    /// Answers a batch of enrolments.
+    pub(crate) async fn enroll_batch(
+        &self,
+        requests: Vec<(RequestId, Enroll)>,
+        now: UnixSeconds,
+    ) -> Vec<(RequestId, Answer)> {
+        // One batch at a time, so that the same agent's requests over two links cannot both be new.
+        let mut issued = self.enrolling.lock().await;
+        let (verdicts, candidates) = self.judge(&issued, requests, now);
+        let outcome = self.store_candidates(&mut issued, candidates, now).await;
+        drop(issued);
+        let answers: Vec<(RequestId, Answer)> = verdicts
+            .into_iter()
+            .map(|(id, verdict)| match verdict {
+                Verdict::Done(answer) => (id, answer),
+                Verdict::Stored(index) => match &outcome {
+                    Ok(answers) => (
+                        id,
+                        answers
+                            .get(index)
+                            .cloned()
+                            .unwrap_or(Answer::Refused(Reject::Internal)),
+                    ),
+                    Err(reject) => (id, Answer::Refused(*reject)),
+                },
+            })
+            .collect();
+        for (_, answer) in &answers {
+            self.counters.count_enrollment(answer);
+        }
+        answers
+    }
+
+    /// Everything but the store: refusals, repetitions, and what is left to store.
+    fn judge(
+        &self,
+        issued: &IssuedKeys,
+        requests: Vec<(RequestId, Enroll)>,
+        now: UnixSeconds,
+    ) -> (Vec<(RequestId, Verdict)>, Vec<Candidate>) {
+        let mut candidates: Vec<Candidate> = Vec::new();
+        let mut by_request: HashMap<[u8; 32], usize> = HashMap::new();
+        let verdicts = requests
+            .into_iter()
+            .map(|(id, enroll)| {
+                if !lock(&self.secrets).contains(&enroll.secret) {
+                    let refused = Answer::Refused(Reject::EnrollSecretInvalid);
+                    return (id, Verdict::Done(refused));
+                }
+                let Some(identifier) = identifier(self.options.host_identifier, &enroll) else {
+                    return (id, Verdict::Done(Answer::Refused(Reject::BodyMalformed)));
+                };
+                let instance_id = enroll.detail("osquery_info", "instance_id").trim();
+                let request = fingerprint(&enroll.secret, &identifier, instance_id);
+                if let Some(index) = by_request.get(&request) {
+                    return (id, Verdict::Stored(*index));
+                }
+                let earlier = issued.get(&request, now);
+                // The key may have been stored and then lost with its host.
+                if let Some(earlier) = earlier
+                    && let Some(host) = lock(&self.roster).find_key(&earlier.hash)
+                {
+                    let node_key = earlier.key.clone();
+                    return (id, Verdict::Done(Answer::Enrolled { node_key, host }));
+                }
+                let Some(key) = new_key(self.options.node_key_size) else {
+                    return (id, Verdict::Done(Answer::Refused(Reject::Internal)));
+                };
+                by_request.insert(request, candidates.len());
+                candidates.push(candidate(request, key, identifier, &enroll, now));
+                (id, Verdict::Stored(candidates.len() - 1))
+            })
+            .collect();
+        (verdicts, candidates)
+    }
+
+    async fn store_candidates(
+        &self,
+        issued: &mut IssuedKeys,
+        candidates: Vec<Candidate>,
+        now: UnixSeconds,
+    ) -> Result<Vec<Answer>, Reject> {
+        if candidates.is_empty() {
+            return Ok(Vec::new());
+        }
+        let batch: Vec<NewEnrollment> = candidates
+            .iter()
+            .map(|candidate| candidate.new.clone())
+            .collect();
+        let outcomes = self
+            .store
+            .enroll(&batch, &|host| self.seen_at(host))
+            .await
+            .map_err(|error| self.store_failed("enroll", &error))?;
+        if outcomes.len() != candidates.len() {
+            tracing::error!("the store answered another number of enrolments than it was given");
+            return Err(Reject::Internal);
+        }
+        let mut roster = lock(&self.roster);
+        for (outcome, candidate) in outcomes.iter().zip(&candidates) {
+            let id = outcome.host.id;
+            roster.apply_host(&outcome.host, now);
+            roster.mark_seen(id, now);
+            if candidate.has_name {
+                roster.set_named(id);
+            }
+            if let Some(previous) = outcome.previous_key {
+                roster.add_grace(previous, id, now);
+            }
+            lock(&self.own_writes).insert(id);
+        }
+        roster.publish(None);
+        let answers = outcomes
+            .iter()
+            .zip(candidates)
+            .map(|(outcome, candidate)| {
+                self.tell_identity(outcome.identity, &candidate.new.identifier, outcome.host.id);
+                let node_key = candidate.issued.key.clone();
+                issued.put(candidate.request, candidate.issued, now);
+                match roster.find_key(&outcome.host.key) {
+                    Some(host) => Answer::Enrolled { node_key, host },
+                    None => Answer::Refused(Reject::Internal),
+                }
+            })
+            .collect();
+        Ok(answers)
+    }
+
+    fn tell_identity(&self, identity: Identity, identifier: &str, host: HostId) {
+        self.counters.count_identity(identity);
+        match identity {
+            Identity::New | Identity::Same => {}
+            Identity::TakenOver => {
+                tracing::info!(%host, identifier, "host enrolled with a new osquery database");
+            }
+            Identity::Clone => {
+                if lock(&self.warned).may_warn(&format!("clone {identifier}"), crate::agents::now())
+                {
+                    tracing::warn!(
+                        %host,
+                        identifier,
+                        "two live hosts use the same identifier; each has a row of its own \
+                         (osquery.host_identifier=instance tells clones apart)"
+                    );
+                }
+            }
+        }
+    }
+
+    /// The refusal for a failed call of the store.
+    pub(crate) fn store_failed(&self, what: &'static str, error: &store::Error) -> Reject {
+        self.counters.count_store_failure();
+        match error {
+            store::Error::Unavailable(_) | store::Error::NotPrepared { .. } => {
+                if lock(&self.warned).may_warn(what, crate::agents::now()) {
+                    tracing::warn!(%error, "{what}: agents are told to come again");
+                }
+                Reject::StoreUnavailable
+            }
+            store::Error::Invalid(_) | store::Error::Failed(_) => {
+                tracing::error!(%error, "{what} failed");
+                Reject::Internal
+            }
+        }
+    }
+}
+
+fn candidate(
+    request: [u8; 32],
+    key: Secret,
+    identifier: String,
+    enroll: &Enroll,
+    now: UnixSeconds,
+) -> Candidate {
+    let facts = Facts::of_enrollment(enroll);
+    let instance_id = enroll.detail("osquery_info", "instance_id").trim();
+    let hash = hash_key(&key);
+    Candidate {
+        request,
+        has_name: facts.columns.hostname.is_some(),
+        new: NewEnrollment {
+            key: hash,
+            identifier,
+            instance_id: instance_id.chars().take(IDENTIFIER_CHARS_MAX).collect(),
+            address: enroll.address,
+            at: now,
+            columns: facts.columns,
+            details: facts.details,
+        },
+        issued: Issued { key, hash, at: now },
+    }
+}
+
+fn fingerprint(secret: &Secret, identifier: &str, instance_id: &str) -> [u8; 32] {
+    // Hashes of equal length, so that no two triples look the same when joined.
+    let parts = [secret.reveal(), identifier, instance_id].map(|part| sha256(&[part.as_bytes()]));
+    let [secret, identifier, instance_id] = &parts;
+    sha256(&[secret, identifier, instance_id])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn enroll(provided: &str, instance: &str, uuid: &str, hostname: &str) -> Enroll {
+        let table = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs
+                .iter()
+                .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+                .collect()
+        };
+        Enroll {
+            secret: Secret::new("s"),
+            identifier: provided.into(),
+            platform_type: "9".into(),
+            details: BTreeMap::from([
+                (
+                    "osquery_info".to_owned(),
+                    table(&[("instance_id", instance)]),
+                ),
+                (
+                    "system_info".to_owned(),
+                    table(&[("uuid", uuid), ("hostname", hostname)]),
+                ),
+            ]),
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        }
+    }
+
+    #[test]
+    fn policies_choose_and_fall_back() {
+        use HostIdentifier::{Hostname, Instance, Provided, Uuid};
+        let full = enroll("p", "i", "u", "h");
+        for (policy, expected) in [
+            (Provided, "p"),
+            (Instance, "i"),
+            (Uuid, "u"),
+            (Hostname, "h"),
+        ] {
+            assert_eq!(identifier(policy, &full).as_deref(), Some(expected));
+        }
+        assert_eq!(
+            identifier(Uuid, &enroll("p", "i", " ", "h")).as_deref(),
+            Some("p")
+        );
+        assert_eq!(
+            identifier(Provided, &enroll("", "i", "u", "h")).as_deref(),
+            Some("i")
+        );
+        assert_eq!(
+            identifier(Provided, &enroll("", "", "u", "h")).as_deref(),
+            Some("u")
+        );
+        assert_eq!(
+            identifier(Uuid, &enroll("", "", "", "h")).as_deref(),
+            Some("h")
+        );
+        assert_eq!(identifier(Provided, &enroll(" ", "", "", "")), None);
+    }
+
+    #[test]
+    fn secrets_compare_whole_and_empty_ones_never_match() {
+        let secrets: Vec<EnrollSecret> = ["one", "two", ""]
+            .into_iter()
+            .map(|text| EnrollSecret {
+                secret: Secret::new(text),
+                created_at: UnixSeconds(1),
+            })
+            .collect();
+        let set = SecretSet::of(&secrets);
+        assert!(set.contains(&Secret::new("one")) && set.contains(&Secret::new("two")));
+        for wrong in ["", "on", "one ", "three"] {
+            assert!(!set.contains(&Secret::new(wrong)), "{wrong:?}");
+        }
+        assert!(!SecretSet::default().contains(&Secret::new("")));
+    }
+
+    #[test]
+    fn keys_are_url_safe_and_as_long_as_asked() {
+        for bytes in [12_u16, 24, 256] {
+            let key = new_key(bytes).unwrap();
+            assert_eq!(key.reveal().len(), (usize::from(bytes) * 4).div_ceil(3));
+            assert!(
+                key.reveal()
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            );
+            assert_ne!(new_key(bytes), new_key(bytes));
+        }
+    }
+
+    #[test]
+    fn issued_keys_last_a_minute_and_are_bounded() {
+        let mut issued = IssuedKeys::default();
+        let issue = |at| {
+            let key = new_key(24).unwrap();
+            Issued {
+                hash: hash_key(&key),
+                key,
+                at: UnixSeconds(at),
+            }
+        };
+        issued.put([1; 32], issue(100), UnixSeconds(100));
+        assert!(issued.get(&[1; 32], UnixSeconds(159)).is_some());
+        assert!(issued.get(&[1; 32], UnixSeconds(160)).is_none());
+        issued.put([2; 32], issue(170), UnixSeconds(170));
+        assert_eq!(issued.keys.len(), 1);
+        for number in 0..ISSUED_MAX + 10 {
+            issued.put(
+                sha256(&[&number.to_be_bytes()]),
+                issue(171),
+                UnixSeconds(171),
+            );
+        }
+        assert!(issued.keys.len() <= ISSUED_MAX && issued.order.len() <= ISSUED_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn fingerprints_tell_triples_apart(
+            left in ("[a-c]{0,3}", "[a-c]{0,3}", "[a-c]{0,3}"),
+            right in ("[a-c]{0,3}", "[a-c]{0,3}", "[a-c]{0,3}"),
+        ) {
+            let of = |triple: &(String, String, String)| fingerprint(&Secret::new(&triple.0), &triple.1, &triple.2);
+            prop_assert_eq!(of(&left) == of(&right), left == right);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What keeps things: store, bus, journal.
+
+use std::fmt::Error;
+
+use prometheus_client::registry::Unit;
+
+use super::text::{Page, by, plain};
+use crate::bus::BusStatistics;
+use crate::journal::LogStatistics;
+use crate::store::StoreStatistics;
+
+/// Statements and the pool.
+pub(super) fn store(
+    page: &mut Page<'_>,
+    engine: &str,
+    store: &StoreStatistics,
+) -> Result<(), Error> {
+    page.gauge(
+        by(
+            "fleet_control_store_engine",
+            "1 for the engine in use.",
+            "engine",
+        ),
+        None,
+        [([engine], 1)],
+    )?;
+    let statements = || store.statements.iter();
+    page.counter(
+        by(
+            "fleet_control_store_statements",
+            "Statements executed.",
+            "statement",
+        ),
+        None,
+        statements().map(|of| ([of.name], of.count)),
+    )?;
+    page.counter(
+        by(
+            "fleet_control_store_statement_errors",
+            "Statements that failed.",
+            "statement",
+        ),
+        None,
+        statements().map(|of| ([of.name], of.errors)),
+    )?;
+    page.durations(
+        by(
+            "fleet_control_store_statement_duration",
+            "Time of a statement, without the wait for a connection.",
+            "statement",
+        ),
+        statements().map(|of| ([of.name], &of.latency_us)),
+    )?;
+    page.durations(
+        plain(
+            "fleet_control_store_acquire_duration",
+            "Wait for a connection from the pool.",
+        ),
+        [([], &store.acquire_us)],
+    )?;
+    page.counter(
+        plain(
+            "fleet_control_store_retries",
+            "Transactions tried again after a deadlock or lock wait.",
+        ),
+        None,
+        [([], store.retries)],
+    )?;
+    page.gauge(
+        by(
+            "fleet_control_store_connections",
+            "Connections of the pool.",
+            "state",
+        ),
+        None,
+        [
+            (
+                ["busy"],
+                u64::from(store.connections.saturating_sub(store.idle_connections)),
+            ),
+            (["idle"], u64::from(store.idle_connections)),
+        ],
+    )
+}
+
+/// Commands and wakes.
+pub(super) fn bus(
+    page: &mut Page<'_>,
+    engine: &str,
+    is_healthy: bool,
+    bus: &BusStatistics,
+) -> Result<(), Error> {
+    page.gauge(
+        by(
+            "fleet_control_bus_healthy",
+            "1 when the bus works, by engine.",
+            "engine",
+        ),
+        None,
+        [([engine], u64::from(is_healthy))],
+    )?;
+    for (name, help, value) in [
+        ("fleet_control_bus_commands", "Commands sent.", bus.commands),
+        (
+            "fleet_control_bus_errors",
+            "Commands that failed.",
+            bus.errors,
+        ),
+        ("fleet_control_bus_wakes", "Wakes heard.", bus.wakes),
+        (
+            "fleet_control_bus_reconnects",
+            "Connections lost.",
+            bus.reconnects,
+        ),
+    ] {
+        page.counter(plain(name, help), None, [([], value)])?;
+    }
+    page.durations(
+        plain("fleet_control_bus_command_duration", "Time of a command."),
+        [([], &bus.latency_us)],
+    )
+}
+
+/// Appends and segments, by log type.
+pub(super) fn journal(
+    page: &mut Page<'_>,
+    all: &[(&'static str, LogStatistics)],
+) -> Result<(), Error> {
+    type Counter = (&'static str, &'static str, fn(&LogStatistics) -> u64);
+    let counters: [Counter; 7] = [
+        (
+            "fleet_control_journal_appends",
+            "Appends acknowledged.",
+            |log| log.appends,
+        ),
+        (
+            "fleet_control_journal_lines",
+            "Lines acknowledged.",
+            |log| log.lines,
+        ),
+        (
+            "fleet_control_journal_syncs",
+            "Syncs, each for a group of appends.",
+            |log| log.syncs,
+        ),
+        (
+            "fleet_control_journal_failures",
+            "Appends refused because the file system failed.",
+            |log| log.failures,
+        ),
+        (
+            "fleet_control_journal_torn_lines",
+            "Lines without an end that were cut off at opening.",
+            |log| log.torn_lines,
+        ),
+        (
+            "fleet_control_journal_rotations",
+            "Segments closed.",
+            |log| log.rotations,
+        ),
+        (
+            "fleet_control_journal_displaced",
+            "Times that the active file was changed from outside.",
+            |log| log.displaced,
+        ),
+    ];
+    for (name, help, value) in counters {
+        let series = all.iter().map(|(label, log)| ([*label], value(log)));
+        page.counter(by(name, help, "log_type"), None, series)?;
+    }
+    let logs = || all.iter();
+    page.counter(
+        by(
+            "fleet_control_journal_appended",
+            "Bytes acknowledged.",
+            "log_type",
+        ),
+        Some(Unit::Bytes),
+        logs().map(|(label, log)| ([*label], log.bytes)),
+    )?;
+    page.gauge(
+        by(
+            "fleet_control_journal_waiting",
+            "Bytes that wait.",
+            "log_type",
+        ),
+        Some(Unit::Bytes),
+        logs().map(|(label, log)| ([*label], log.waiting_bytes)),
+    )?;
+    page.gauge(
+        by(
+            "fleet_control_journal_segment",
+            "Size of the active file.",
+            "log_type",
+        ),
+        Some(Unit::Bytes),
+        logs().map(|(label, log)| ([*label], log.segment_bytes)),
+    )?;
+    page.gauge(
+        by(
+            "fleet_control_journal_healthy",
+            "1 when lines can be stored.",
+            "log_type",
+        ),
+        None,
+        logs().map(|(label, log)| ([*label], u64::from(log.is_healthy))),
+    )?;
+    page.durations(
+        by(
+            "fleet_control_journal_append_duration",
+            "From the arrival of an append to its acknowledgement.",
+            "log_type",
+        ),
+        logs().map(|(label, log)| ([*label], &log.append_us)),
+    )?;
+    page.durations(
+        by(
+            "fleet_control_journal_sync_duration",
+            "One write and one sync.",
+            "log_type",
+        ),
+        logs().map(|(label, log)| ([*label], &log.sync_us)),
+    )
+}

@@ -1,0 +1,117 @@
+use std::collections::BTreeSet;
+
+use fleet_protocol::config::Config;
+use fleet_protocol::ids::SlotIndex;
+use fleet_protocol::slot::{SlotState, SlotView};
+use fleet_protocol::stats::WorkerStats;
+use tempfile::TempDir;
+
+use super::*;
+
+async fn sources(state: &TempDir, gateway: Gateway) -> Sources {
+    let config = Config::default();
+    let store = Arc::new(Store::open(&config, state.path()).await.unwrap());
+    let bus = Arc::new(Bus::open(&config).unwrap());
+    let agents = Agents::load(Arc::clone(&store), Arc::clone(&bus), &config);
+    let agents = agents.await.unwrap();
+    let journal = Journal::open(&config.filesystem, state.path()).unwrap();
+    let carves = Arc::new(Carves::new(
+        Arc::clone(&store),
+        &config.carver,
+        state.path(),
+    ));
+    let dispatch = Arc::new(Dispatch::new(
+        Arc::clone(&agents),
+        Arc::clone(&journal),
+        Arc::clone(&carves),
+    ));
+    Sources {
+        gateway: watch::channel(gateway).1,
+        store,
+        bus,
+        agents,
+        journal,
+        carves,
+        dispatch,
+        links: Arc::default(),
+    }
+}
+
+fn gateway() -> Gateway {
+    let mut stats = WorkerStats {
+        open_connections: 12,
+        rss_bytes: 3 << 20,
+        ..WorkerStats::default()
+    };
+    stats.exchanges[2][0] = 1234;
+    stats.exchange_us[2].observe_us(60);
+    stats.exchange_us[2].observe_us(60);
+    stats.exchange_us[2].observe_us(20_000_000);
+    stats.batches[4]
+        .requests
+        .observe(3, &fleet_protocol::stats::BUCKET_BOUNDS_COUNT);
+    Gateway {
+        slots: vec![SlotView {
+            slot: SlotIndex(7),
+            state: SlotState::Ready,
+            pid: Some(1),
+            uptime_s: 60,
+            restarts: 2,
+            exchanges_per_s: 1.5,
+            stats,
+        }],
+        control_restarts: 1,
+    }
+}
+
+#[tokio::test]
+async fn slots_show_with_units_and_cumulative_buckets() {
+    let state = TempDir::new().unwrap();
+    let text = render(&sources(&state, gateway()).await);
+    for line in [
+        "fleet_gateway_control_restarts_total 1",
+        r#"fleet_gateway_slot_restarts_total{slot="7"} 2"#,
+        r#"fleet_gateway_slot_state{slot="7",state="ready"} 1"#,
+        r#"fleet_gateway_slot_state{slot="7",state="parked"} 0"#,
+        r#"fleet_worker_open_connections{slot="7"} 12"#,
+        r#"fleet_worker_resident_memory_bytes{slot="7"} 3145728"#,
+        r#"fleet_worker_exchanges_total{slot="7",route="read",outcome="alone"} 1234"#,
+        r#"fleet_worker_exchange_duration_seconds_count{slot="7",route="read"} 3"#,
+        r#"fleet_worker_exchange_duration_seconds_sum{slot="7",route="read"} 20.00012"#,
+        r#"fleet_worker_exchange_duration_seconds_bucket{le="0.0001",slot="7",route="read"} 2"#,
+        r#"fleet_worker_exchange_duration_seconds_bucket{le="16.0",slot="7",route="read"} 2"#,
+        r#"fleet_worker_exchange_duration_seconds_bucket{le="+Inf",slot="7",route="read"} 3"#,
+        r#"fleet_worker_batch_requests_bucket{le="4.0",slot="7",kind="log"} 1"#,
+        r#"fleet_control_journal_healthy{log_type="result"} 1"#,
+        r#"fleet_control_hosts{status="online"} 0"#,
+        "fleet_control_enrolled_hosts 0",
+    ] {
+        assert!(
+            text.lines().any(|have| have == line),
+            "{line} is not in\n{text}"
+        );
+    }
+    assert!(text.ends_with("# EOF\n"));
+}
+
+/// A format check of our own: every sample belongs to the family above it, no family or series comes twice.
+#[tokio::test]
+async fn the_text_is_well_formed() {
+    let state = TempDir::new().unwrap();
+    let text = render(&sources(&state, gateway()).await);
+    let (mut families, mut series) = (BTreeSet::new(), BTreeSet::new());
+    let mut family = String::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            family = rest.split(' ').next().unwrap().to_owned();
+            assert!(families.insert(family.clone()), "{family} comes twice");
+            assert!(family.starts_with("fleet"), "{family}");
+        } else if !line.starts_with('#') {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(name.starts_with(&family), "{name} below {family}");
+            assert!(value.parse::<f64>().unwrap() >= 0.0, "{line}");
+            assert!(series.insert(name.to_owned()), "{name} comes twice");
+        }
+    }
+    assert!(families.len() > 60, "{}", families.len());
+}

@@ -1,0 +1,227 @@
+//! What an operator hears when a request fails, in Fleet's shape: `message` and `errors` of `{name, reason}`.
+//!
+//! Invariant: every refusal also carries an `error` member. An osquery agent whose endpoint flag points at one of our
+//! paths by mistake takes any other JSON object, and every empty body, for success and deletes what it sent.
+
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::store;
+
+/// Reasons that one answer lists; a file with thousands of mistakes is still readable.
+const REASONS_MAX: usize = 50;
+
+/// A refused operator request.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Fault {
+    status: StatusCode,
+    message: &'static str,
+    reasons: Vec<Reason>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Reason {
+    /// What it is about: `query "processes"`, `check`, `base`.
+    pub(super) name: String,
+    /// One sentence.
+    pub(super) reason: String,
+}
+
+impl Reason {
+    pub(super) fn new(name: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            reason: reason.into(),
+        }
+    }
+}
+
+impl Fault {
+    fn one(status: StatusCode, message: &'static str, reason: Reason) -> Self {
+        Self {
+            status,
+            message,
+            reasons: vec![reason],
+        }
+    }
+
+    /// The request cannot be read.
+    pub(super) fn unreadable(reason: impl Into<String>) -> Self {
+        Self::one(
+            StatusCode::BAD_REQUEST,
+            "Bad request",
+            Reason::new("base", reason),
+        )
+    }
+
+    /// The request can be read, and what it asks for is wrong.
+    pub(super) fn invalid(reasons: Vec<Reason>) -> Self {
+        Self {
+            status: StatusCode::UNPROCESSABLE_ENTITY,
+            message: "Validation Failed",
+            reasons,
+        }
+    }
+
+    /// One parameter is wrong.
+    pub(super) fn parameter(name: &str, reason: impl Into<String>) -> Self {
+        Self::one(
+            StatusCode::BAD_REQUEST,
+            "Bad request",
+            Reason::new(name, reason),
+        )
+    }
+
+    /// There is no such thing.
+    pub(super) fn not_found(what: impl std::fmt::Display) -> Self {
+        Self::one(
+            StatusCode::NOT_FOUND,
+            "Resource Not Found",
+            Reason::new("base", format!("{what} does not exist")),
+        )
+    }
+
+    /// Something else still needs it.
+    pub(super) fn conflict(reason: impl Into<String>) -> Self {
+        Self::one(
+            StatusCode::CONFLICT,
+            "Conflict",
+            Reason::new("base", reason),
+        )
+    }
+
+    /// The path is unknown.
+    pub(super) fn no_such_path() -> Self {
+        Self::one(
+            StatusCode::NOT_FOUND,
+            "Resource Not Found",
+            Reason::new("base", "there is nothing at this path"),
+        )
+    }
+
+    /// The path is known, the method is not.
+    pub(super) fn no_such_method() -> Self {
+        Self::one(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "Method Not Allowed",
+            Reason::new("base", "this path does not take this method"),
+        )
+    }
+
+    /// A remote peer wants what only a local operator may do.
+    pub(super) fn local_only() -> Self {
+        Self::one(
+            StatusCode::UNAUTHORIZED,
+            "Authentication required",
+            Reason::new(
+                "base",
+                "operator login is not available in this version over the network; use \
+                 `fleet-supervisor ctl` on the server",
+            ),
+        )
+    }
+
+    /// `/metrics` without the right user name and password.
+    pub(super) fn wrong_password() -> Self {
+        Self::one(
+            StatusCode::UNAUTHORIZED,
+            "Authentication required",
+            Reason::new("base", "wrong user name or password"),
+        )
+    }
+
+    /// The request took too long to arrive.
+    pub(super) fn late() -> Self {
+        Self::one(
+            StatusCode::REQUEST_TIMEOUT,
+            "Request Timeout",
+            Reason::new("base", "the request's body did not arrive in time"),
+        )
+    }
+
+    /// The same with what had been done already.
+    pub(super) fn after(mut self, done: &str) -> Self {
+        if !done.is_empty() {
+            self.reasons
+                .push(Reason::new("base", format!("already applied: {done}")));
+        }
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+}
+
+impl From<store::Error> for Fault {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Invalid(reason) => Self::invalid(vec![Reason::new("base", reason)]),
+            other => {
+                tracing::warn!(error = %other, "operator request failed: store");
+                Self::one(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "Service Unavailable",
+                    Reason::new("base", format!("the store does not work: {other}")),
+                )
+            }
+        }
+    }
+}
+
+impl From<BytesRejection> for Fault {
+    fn from(rejection: BytesRejection) -> Self {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            return Self::one(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "Payload Too Large",
+                Reason::new(
+                    "base",
+                    format!(
+                        "the body is larger than {} MiB",
+                        super::BODY_BYTES_MAX >> 20
+                    ),
+                ),
+            );
+        }
+        Self::unreadable("the body could not be read")
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    message: &'a str,
+    errors: &'a [Reason],
+    error: &'a str,
+}
+
+impl IntoResponse for Fault {
+    fn into_response(mut self) -> Response {
+        let hidden = self.reasons.len().saturating_sub(REASONS_MAX);
+        if hidden > 0 {
+            self.reasons.truncate(REASONS_MAX);
+            self.reasons
+                .push(Reason::new("base", format!("… and {hidden} more")));
+        }
+        let body = Body {
+            message: self.message,
+            errors: &self.reasons,
+            error: self
+                .reasons
+                .first()
+                .map_or(self.message, |first| &first.reason),
+        };
+        let mut response = (self.status, axum::Json(body)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Basic realm=\"fleet\""),
+            );
+        }
+        response
+    }
+}

@@ -1,0 +1,92 @@
+//! What operators and monitoring speak to: two Unix sockets with HTTP/1.1, one for remote clients whom nobody has
+//! authenticated (through a worker's tunnel), one for local operators, trusted by their uid.
+//!
+//! Owns no state but the turn of whoever applies documents. Invariants: a remote client reads health, version and, with
+//! the configured password, metrics, and nothing else; every refusal is a JSON object with an `error` member; nothing is
+//! changed unless all of a request is right.
+
+mod access;
+mod agent_options;
+mod apply;
+mod carves;
+mod check;
+mod fault;
+mod health;
+mod hosts;
+mod listen;
+mod members;
+mod pack;
+mod payload;
+mod plan;
+mod routes;
+mod settings;
+mod spec;
+mod specs;
+mod version;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use fleet_protocol::config::Config;
+use tokio::net::UnixListener;
+use tokio::sync::{Mutex, watch};
+
+use crate::agents::Agents;
+use crate::bus::Bus;
+use crate::carve::Carves;
+use crate::journal::Journal;
+use crate::store::Store;
+
+use listen::{Door, Side};
+
+/// Largest request body, bytes.
+pub(crate) const BODY_BYTES_MAX: usize = 16 << 20;
+
+/// What this side needs of the rest of control.
+pub(crate) struct Deps {
+    pub(crate) config: Arc<Config>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) agents: Arc<Agents>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) carves: Arc<Carves>,
+    /// Text of `/metrics`, made anew each time.
+    pub(crate) metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+/// What handlers share.
+struct Office {
+    deps: Deps,
+    /// One plan is made and carried out at a time, so that it fits what it was made for.
+    turn: Mutex<()>,
+}
+
+/// Serves both sockets until `drain` turns true and open requests have had a moment to finish.
+pub(crate) async fn serve(
+    tunnel: UnixListener,
+    operator: UnixListener,
+    deps: Deps,
+    drain: watch::Receiver<bool>,
+) {
+    let path_prefix = deps.config.server.path_prefix();
+    let office = Arc::new(Office {
+        deps,
+        turn: Mutex::new(()),
+    });
+    let remote = Door {
+        side: Side::Tunnel,
+        router: routes::remote(Arc::clone(&office)),
+        path_prefix,
+    };
+    let local = Door {
+        side: Side::Operator,
+        router: routes::local(office),
+        path_prefix: String::new(),
+    };
+    tokio::join!(
+        remote.serve(tunnel, drain.clone()),
+        local.serve(operator, drain)
+    );
+}

@@ -1,0 +1,157 @@
+//! The routes over an embedded store: what the tests share.
+
+mod documents;
+mod doors;
+mod hosts;
+mod plan;
+
+use std::path::Path;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use fleet_protocol::ids::{HostId, NodeKeyHash};
+use http_body_util::BodyExt as _;
+use hyper_util::service::TowerToHyperService;
+use serde_json::{Map, Value};
+use tempfile::TempDir;
+
+use super::*;
+use crate::agents::now;
+use crate::model::{HostColumns, NewEnrollment};
+
+const P: &str = "/api/latest/fleet";
+
+/// Everything behind the routes, in a directory of its own.
+struct Bench {
+    office: Arc<Office>,
+    directory: TempDir,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        Self::with(|_, _| {}).await
+    }
+
+    async fn with(configure: impl FnOnce(&mut Config, &Path)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        configure(&mut config, directory.path());
+        let deps = deps(config, directory.path()).await;
+        let office = Arc::new(Office {
+            deps,
+            turn: Mutex::new(()),
+        });
+        Self { office, directory }
+    }
+
+    async fn local(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
+        call(routes::local(Arc::clone(&self.office)), method, path, body).await
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let (status, body) = self
+            .local(Method::GET, &format!("{P}{path}"), Value::Null)
+            .await;
+        assert_eq!(status, StatusCode::OK, "{path}: {body}");
+        body
+    }
+
+    /// Applies documents; the actions by kind and name.
+    async fn apply(&self, documents: Value) -> Vec<String> {
+        let (status, body) = self
+            .local(Method::POST, &format!("{P}/spec"), documents)
+            .await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        actions(&body)
+    }
+
+    async fn refuse(&self, path: &str, body: Value) -> String {
+        let (status, body) = self.local(Method::POST, &format!("{P}{path}"), body).await;
+        assert!(status.is_client_error(), "{status} {body}");
+        assert!(body["error"].is_string(), "{body}");
+        body["errors"].to_string()
+    }
+
+    async fn remote(&self, method: Method, path: &str) -> (StatusCode, Value) {
+        let router = routes::remote(Arc::clone(&self.office));
+        call(router, method, path, Value::Null).await
+    }
+
+    async fn enroll(&self, name: &str) -> HostId {
+        let mut key = [0; 32];
+        key.iter_mut()
+            .zip(name.bytes())
+            .for_each(|(to, from)| *to = from);
+        let enrollment = NewEnrollment {
+            key: NodeKeyHash(key),
+            identifier: format!("id-{name}"),
+            instance_id: String::new(),
+            address: [192, 0, 2, 7].into(),
+            at: now(),
+            columns: HostColumns {
+                hostname: Some(name.into()),
+                hardware_uuid: Some(format!("uuid-{name}")),
+                platform: Some("ubuntu".into()),
+                ..HostColumns::default()
+            },
+            details: Map::new(),
+        };
+        let store = &self.office.deps.store;
+        let outcomes = store.enroll(&[enrollment], &|_| None).await.unwrap();
+        outcomes[0].host.id
+    }
+}
+
+async fn deps(config: Config, state_dir: &Path) -> Deps {
+    let store = Arc::new(Store::open(&config, state_dir).await.unwrap());
+    let bus = Arc::new(Bus::open(&config).unwrap());
+    let agents = Agents::load(Arc::clone(&store), Arc::clone(&bus), &config)
+        .await
+        .unwrap();
+    Deps {
+        carves: Arc::new(Carves::new(Arc::clone(&store), &config.carver, state_dir)),
+        journal: Journal::open(&config.filesystem, state_dir).unwrap(),
+        metrics: Arc::new(|| "fleet_hosts 0\n".into()),
+        config: Arc::new(config),
+        store,
+        bus,
+        agents,
+    }
+}
+
+async fn call(router: Router, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
+    let body = if body.is_null() {
+        Body::empty()
+    } else {
+        Body::from(body.to_string())
+    };
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .body(body)
+        .unwrap();
+    let (status, bytes) = send(router, request).await;
+    (status, serde_json::from_slice(&bytes).unwrap_or_default())
+}
+
+async fn send(router: Router, request: Request<Body>) -> (StatusCode, Vec<u8>) {
+    let service = TowerToHyperService::new(router);
+    let response = hyper::service::Service::call(&service, request)
+        .await
+        .unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, body.to_vec())
+}
+
+fn actions(body: &Value) -> Vec<String> {
+    let changes = body["changes"].as_array().unwrap();
+    changes
+        .iter()
+        .map(|change| {
+            let text = |name: &str| change[name].as_str().unwrap().to_owned();
+            format!("{} {} {}", text("action"), text("kind"), text("name"))
+        })
+        .collect()
+}

@@ -1,0 +1,323 @@
+//! The life of the process: start message, store, everything else, ready, drain.
+//!
+//! Owner of the channel to the supervisor and of the drain signal. Invariants: nothing is served before store and
+//! directory are there, but the operator sockets answer, and the supervisor hears a sign of life each second; the end of
+//! the channel means that the supervisor is gone and drains like its order. Signals are ignored: whoever stops the whole
+//! group wants the workers to finish first, and only the supervisor knows when they have.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use fleet_protocol::config::Config;
+use fleet_protocol::frame::{self, Decoder};
+use fleet_protocol::ids::BootNonce;
+use fleet_protocol::limits::{DRAIN_DEADLINE, STATS_INTERVAL};
+use fleet_protocol::slot::{EXIT_FATAL, FromChild, Gateway, StartControl, ToChild};
+use fleet_protocol::stats::{ControlStats, Dependency};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex, watch};
+use tokio::time::timeout;
+
+use crate::assembly::{self, Assembly};
+use crate::store::Store;
+use crate::{inherit, trace};
+
+/// The supervisor speaks first, at once.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+/// A supervisor that does not read must not stop us.
+const REPORT_DEADLINE: Duration = Duration::from_secs(2);
+/// Blocking threads that are still busy at the end are left behind.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
+/// Blocking calls: carve files, and little else.
+const BLOCKING_THREADS_MAX: usize = 32;
+/// Files and statements do not need a core each; workers do.
+const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
+
+/// Runs the control process to its end.
+pub(crate) fn run() -> ExitCode {
+    let fatal = ExitCode::from(u8::try_from(EXIT_FATAL).unwrap_or(1));
+    let channel = match inherit::channel() {
+        Ok(channel) => channel,
+        Err(error) => {
+            trace::plain(&format!(
+                "{error}; this command is started by `fleet-supervisor start`, not by hand"
+            ));
+            return fatal;
+        }
+    };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            trace::plain(&format!("cannot start: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let end = runtime.block_on(live(channel));
+    runtime.shutdown_timeout(SHUTDOWN_DEADLINE);
+    match end {
+        End::Drained => ExitCode::SUCCESS,
+        End::Broken => ExitCode::FAILURE,
+        End::Fatal => fatal,
+    }
+}
+
+/// Brings the database up to date. Returns how many migrations ran.
+pub(crate) fn prepare_db(config: &Config, state_dir: &Path) -> Result<usize, String> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let store = Store::open(config, state_dir)
+            .await
+            .map_err(|error| error.to_string())?;
+        let result = store.prepare().await.map_err(|error| error.to_string());
+        store.close().await;
+        result
+    })
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Builder::new_multi_thread()
+        .worker_threads(cores.clamp(*THREADS.start(), *THREADS.end()))
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_name("control")
+        .enable_all()
+        .build()
+}
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// As ordered.
+    Drained,
+    /// Something that must run stopped; starting again may help.
+    Broken,
+    /// Starting again would not help; the supervisor was told why.
+    Fatal,
+}
+
+async fn live(channel: std::os::unix::net::UnixStream) -> End {
+    let _ignored = ignore_signals();
+    let (read, reporter) = match UnixStream::from_std(channel) {
+        Ok(stream) => {
+            let (read, write) = stream.into_split();
+            (read, Arc::new(Reporter(Mutex::new(write))))
+        }
+        Err(error) => {
+            trace::plain(&format!("channel to the supervisor: {error}"));
+            return End::Broken;
+        }
+    };
+    let mut orders = Orders {
+        stream: read,
+        input: BytesMut::new(),
+        decoder: Decoder::default(),
+    };
+    let start = match timeout(START_DEADLINE, orders.next()).await {
+        Ok(Some(ToChild::StartControl(start))) => *start,
+        other => {
+            trace::plain(&format!(
+                "expected the start message, got {}",
+                name_of(&other)
+            ));
+            return End::Broken;
+        }
+    };
+    trace::start(&start.config.logging);
+    let (gateway, gateways) = watch::channel(Gateway::default());
+    let (drain, drains) = watch::channel(None);
+    tokio::spawn(orders.obey(gateway, drain));
+    serve(start, &reporter, gateways, drains).await
+}
+
+fn name_of(message: &Result<Option<ToChild>, tokio::time::error::Elapsed>) -> &'static str {
+    match message {
+        Err(_) => "nothing",
+        Ok(None) => "the end of the channel",
+        Ok(Some(_)) => "another one",
+    }
+}
+
+/// Signals are caught and left; what a terminal or systemd sends to the whole group is for the supervisor.
+fn ignore_signals() -> Vec<Signal> {
+    [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ]
+    .into_iter()
+    .filter_map(|kind| signal(kind).ok())
+    .collect()
+}
+
+async fn serve(
+    start: StartControl,
+    reporter: &Arc<Reporter>,
+    gateways: watch::Receiver<Gateway>,
+    mut drains: watch::Receiver<Option<Duration>>,
+) -> End {
+    let boot = BootNonce(fastrand::u64(1..));
+    let (stats, latest) = watch::channel(starting_stats());
+    let reports = tokio::spawn(report_forever(Arc::clone(reporter), latest));
+    let assembled = tokio::select! {
+        assembled = assembly::assemble(&start, boot, gateways, &stats) => assembled,
+        _ = drains.wait_for(Option::is_some) => {
+            tracing::info!("drained before the start was complete");
+            return End::Drained;
+        }
+    };
+    let mut assembly = match assembled {
+        Ok(assembly) => assembly,
+        Err(reason) => {
+            tracing::error!(%reason, "cannot serve");
+            reporter.report(&FromChild::Fatal { reason }).await;
+            return End::Fatal;
+        }
+    };
+    reporter.report(&FromChild::Ready { boot }).await;
+    tracing::info!(store = assembly.store_location(), "control serves");
+    let broken = tokio::select! {
+        name = assembly.watch(&stats) => Some(name),
+        _ = drains.wait_for(Option::is_some) => None,
+    };
+    let time = drains.borrow().unwrap_or(DRAIN_DEADLINE);
+    if let Some(name) = broken {
+        tracing::error!(
+            task = name,
+            "a task that must run has stopped; control ends"
+        );
+    }
+    finish(assembly, time).await;
+    reports.abort();
+    match broken {
+        Some(_) => End::Broken,
+        None => End::Drained,
+    }
+}
+
+async fn finish(assembly: Assembly, time: Duration) {
+    tracing::info!(seconds = time.as_secs_f32(), "draining");
+    if timeout(time, assembly.finish()).await.is_err() {
+        tracing::warn!("the time to drain ran out; unanswered batches are sent again");
+    } else {
+        tracing::info!("drained");
+    }
+}
+
+fn starting_stats() -> ControlStats {
+    ControlStats {
+        dependencies: vec![Dependency {
+            name: "store".into(),
+            is_healthy: false,
+            detail: "starting".into(),
+        }],
+        rss_bytes: resident_bytes(),
+        ..ControlStats::default()
+    }
+}
+
+/// What the supervisor says.
+struct Orders {
+    stream: OwnedReadHalf,
+    input: BytesMut,
+    decoder: Decoder,
+}
+
+impl Orders {
+    /// `None` at the end of the channel, however it came.
+    async fn next(&mut self) -> Option<ToChild> {
+        loop {
+            match self.decoder.decode(&mut self.input) {
+                Ok(Some(message)) => return Some(message),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(%error, "the supervisor's message does not decode");
+                    return None;
+                }
+            }
+            if !matches!(self.stream.read_buf(&mut self.input).await, Ok(1..)) {
+                return None;
+            }
+        }
+    }
+
+    async fn obey(
+        mut self,
+        gateway: watch::Sender<Gateway>,
+        drain: watch::Sender<Option<Duration>>,
+    ) {
+        loop {
+            match self.next().await {
+                Some(ToChild::Gateway(latest)) => {
+                    gateway.send_replace(*latest);
+                }
+                Some(ToChild::Drain { deadline_ms }) => {
+                    let time = Duration::from_millis(u64::from(deadline_ms));
+                    drain.send_replace(Some(time));
+                }
+                Some(ToChild::StartWorker(_) | ToChild::StartControl(_)) => {
+                    tracing::warn!("a second start message is ignored");
+                }
+                None => {
+                    drain.send_if_modified(|time| {
+                        let is_news = time.is_none();
+                        time.get_or_insert(DRAIN_DEADLINE);
+                        is_news
+                    });
+                    // The receivers must not take the sender's end for news.
+                    drain.closed().await;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The way to the supervisor.
+struct Reporter(Mutex<OwnedWriteHalf>);
+
+impl Reporter {
+    /// Failure means that the supervisor is gone, which the other direction notices.
+    async fn report(&self, message: &FromChild) {
+        let mut bytes = BytesMut::new();
+        if let Err(error) = frame::encode(message, &mut bytes) {
+            tracing::error!(%error, "a report cannot be encoded");
+            return;
+        }
+        let mut stream = self.0.lock().await;
+        let _ = timeout(REPORT_DEADLINE, stream.write_all(&bytes)).await;
+    }
+}
+
+async fn report_forever(reporter: Arc<Reporter>, latest: watch::Receiver<ControlStats>) {
+    let mut ticks = tokio::time::interval(STATS_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let stats = Box::new(latest.borrow().clone());
+        reporter.report(&FromChild::Control(stats)).await;
+    }
+}
+
+/// Resident memory of this process; 0 when it cannot be read.
+pub(crate) fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|kilobytes| kilobytes.parse::<u64>().ok())
+        .map_or(0, |kilobytes| kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! The store: hosts, specs, changes, carves. One type over two engines, embedded SQLite and MySQL or MariaDB.
+//!
+//! Owner of all durable state but the journal and the files. Invariants: an operation is one transaction on one
+//! connection and has a deadline; whatever it writes is sorted by key and comes in statements of few fixed sizes;
+//! transactions that leave change rows number them under a lock that they hold until they are committed, so numbers
+//! become visible in their order; ids of hosts come from a counter in the same transaction, so a failed one burns none.
+
+mod batch;
+mod carves;
+mod changes;
+mod columns;
+mod details;
+mod dialect;
+mod directory;
+mod enroll;
+mod error;
+mod host_list;
+mod label_specs;
+mod migrate;
+mod packs;
+mod pools;
+mod queries;
+mod session;
+mod settings;
+mod specs;
+mod statistics;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fleet_protocol::config::Config;
+use fleet_protocol::ids::UnixSeconds;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+pub(crate) use error::{Error, Result};
+pub(crate) use statistics::{StatementStats, StoreStatistics};
+
+use dialect::Dialect;
+use error::Fault;
+use pools::{Breaker, Pools, Purpose};
+use session::Session;
+use statistics::Statistics;
+
+/// Name of the embedded store in the state directory.
+const FILE_NAME: &str = "store.sqlite";
+/// From a single statement's call to its answer, with the wait for a connection.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// Health checks within this time share one answer.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Which engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EngineName {
+    Sqlite,
+    Mysql,
+}
+
+impl EngineName {
+    /// Metric label and dependency name.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Mysql => "mysql",
+        }
+    }
+}
+
+/// The store.
+pub(crate) struct Store {
+    pools: Pools,
+    breaker: Breaker,
+    dialect: Dialect,
+    location: String,
+    /// Random; tells this process's changes from those of others.
+    origin: i64,
+    /// Seen marks of this age may still wait in memory.
+    seen_interval_s: u32,
+    statistics: Statistics,
+    ping: Mutex<Option<(Instant, Result<()>)>>,
+}
+
+impl Store {
+    /// Opens the engine that the configuration names. Embedded: creates and migrates `store.sqlite` in `state_dir`.
+    /// MySQL: connects lazily, so an absent server is no error here; [`Store::require_prepared`] asks it.
+    pub(crate) async fn open(config: &Config, state_dir: &Path) -> Result<Self> {
+        let is_embedded = config.mysql.address.is_empty();
+        let (pools, location) = if is_embedded {
+            let path = state_dir.join(FILE_NAME);
+            (Pools::open_sqlite(&path).await?, path.display().to_string())
+        } else {
+            let location = format!("{}/{}", config.mysql.address, config.mysql.database);
+            (Pools::open_mysql(config)?, location)
+        };
+        let seen_interval_s = config.osquery.seen_interval.as_secs();
+        let store = Self {
+            pools,
+            breaker: Breaker::default(),
+            dialect: if is_embedded {
+                Dialect::Sqlite
+            } else {
+                Dialect::Mysql
+            },
+            location,
+            origin: fastrand::i64(1..),
+            seen_interval_s: u32::try_from(seen_interval_s).unwrap_or(u32::MAX),
+            statistics: Statistics::default(),
+            ping: Mutex::new(None),
+        };
+        if is_embedded {
+            store.prepare().await?;
+        }
+        Ok(store)
+    }
+
+    pub(crate) fn engine(&self) -> EngineName {
+        match self.dialect {
+            Dialect::Sqlite => EngineName::Sqlite,
+            Dialect::Mysql => EngineName::Mysql,
+        }
+    }
+
+    /// Where it is, for people; no secrets.
+    pub(crate) fn location(&self) -> &str {
+        &self.location
+    }
+
+    pub(crate) fn statistics(&self) -> StoreStatistics {
+        let (connections, idle_connections) = self.pools.sizes();
+        StoreStatistics {
+            connections,
+            idle_connections,
+            ..self.statistics.snapshot()
+        }
+    }
+
+    /// Whether reads and writes work; asked of the engine at most once a second.
+    pub(crate) async fn ping(&self) -> Result<()> {
+        let mut last = self.ping.lock().await;
+        if let Some((at, result)) = last.as_ref()
+            && at.elapsed() < PING_INTERVAL
+        {
+            return result.clone();
+        }
+        let result = self.ask().await.map_err(Error::from);
+        *last = Some((Instant::now(), result.clone()));
+        result
+    }
+
+    async fn ask(&self) -> std::result::Result<(), Fault> {
+        let mut session = self.session(Purpose::Write).await?;
+        if self.dialect == Dialect::Sqlite {
+            // A full disk or a read-only file shows only in a real write.
+            let sql = "UPDATE counters SET value = value + 1 WHERE name = 'pings'";
+            session.execute("ping", sql, &[]).await?;
+            return Ok(());
+        }
+        // innodb_read_only is how Aurora marks a demoted writer.
+        let sql = "SELECT @@global.read_only, @@global.innodb_read_only";
+        let is_read_only = match session.row("ping", sql, &[]).await? {
+            Some(row) => row.bool(0)? || row.bool(1)?,
+            None => false,
+        };
+        if is_read_only {
+            return Err(Error::Unavailable("the server is read-only".into()).into());
+        }
+        Ok(())
+    }
+
+    /// Closes every connection; calls fail from then on.
+    pub(crate) async fn close(&self) {
+        self.pools.close().await;
+    }
+
+    /// A connection for single statements.
+    async fn session(&self, purpose: Purpose) -> std::result::Result<Session<'_>, Fault> {
+        Session::open(self, purpose, Instant::now() + CALL_DEADLINE).await
+    }
+}
+
+/// The time that rows are stamped with when the caller brings none.
+fn now() -> UnixSeconds {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    UnixSeconds(u32::try_from(since.as_secs()).unwrap_or(u32::MAX))
+}

@@ -1,0 +1,383 @@
+//! Opens the engines: their options, their pools, and how a connection is taken from them.
+//!
+//! Owner of the pools and of what is known about the engine being away. Invariant: an operation takes one connection
+//! and never a second one while it holds it.
+
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fleet_protocol::config::{self, Config};
+use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions, MySqlSslMode};
+use sqlx::pool::PoolConnection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection as _, Executor, MySql, MySqlPool, Sqlite, SqlitePool};
+use tokio::time::Instant;
+
+use super::error::{Error, Fault};
+
+/// Readers of the embedded store; its one writer comes on top.
+const SQLITE_READERS: u32 = 4;
+/// How long SQLite waits for a lock that another process holds.
+const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(4);
+/// Prepared statements that a connection keeps; more than there are texts in one node's life.
+const STATEMENTS_MAX: usize = 160;
+/// A connection that was idle longer is asked whether it still lives before it is used.
+const PING_AFTER_IDLE: Duration = Duration::from_secs(2);
+/// While the engine is away, one caller at a time tries to reach it, for this long; the others fail at once.
+const PROBE_DEADLINE: Duration = Duration::from_secs(1);
+/// Pause between two such attempts.
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// Strict, whatever the server's default; row values are read with the session's rules.
+const MYSQL_SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
+     innodb_lock_wait_timeout = 3, time_zone = '+00:00'; \
+     SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
+
+/// The open engine.
+pub(super) enum Pools {
+    Sqlite {
+        writer: SqlitePool,
+        readers: SqlitePool,
+    },
+    Mysql(MySqlPool),
+}
+
+/// One connection, given back when dropped.
+pub(super) enum Connection {
+    Sqlite(PoolConnection<Sqlite>),
+    Mysql(PoolConnection<MySql>),
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Read,
+    Write,
+}
+
+/// Lets one caller at a time knock while nobody answers, so that the others need not wait for the deadline.
+#[derive(Default)]
+pub(super) struct Breaker {
+    away: Mutex<Option<Away>>,
+    in_use: AtomicU32,
+}
+
+struct Away {
+    error: Error,
+    probe_at: Instant,
+    is_probing: bool,
+}
+
+/// The right to knock.
+struct Probe<'a>(&'a Breaker);
+
+impl Drop for Probe<'_> {
+    fn drop(&mut self) {
+        if let Some(away) = self.0.lock().as_mut() {
+            away.is_probing = false;
+        }
+    }
+}
+
+/// Counts a connection as in use.
+pub(super) struct Lease<'a>(&'a AtomicU32);
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Pools {
+    /// The embedded store, created when it is missing.
+    pub(super) async fn open_sqlite(path: &Path) -> Result<Self, Error> {
+        make_private(path)
+            .map_err(|error| Error::Unavailable(format!("{}: {error}", path.display())))?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // FULL: a node key that was handed out and an applied spec survive a power cut. One fsync a batch.
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(SQLITE_BUSY_TIMEOUT)
+            .foreign_keys(false)
+            .pragma("temp_store", "MEMORY")
+            .pragma("journal_size_limit", "67108864")
+            .statement_cache_capacity(STATEMENTS_MAX)
+            .disable_statement_logging();
+        let pool = || {
+            SqlitePoolOptions::new()
+                .test_before_acquire(false)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .acquire_timeout(Duration::from_secs(5))
+        };
+        let writer = pool()
+            .max_connections(1)
+            .connect_with(options.clone())
+            .await
+            .map_err(|error| Fault::of("open", &error).error)?;
+        // Not opened read-only: a WAL reader may have to recover the log.
+        let readers = pool()
+            .max_connections(SQLITE_READERS)
+            .connect_lazy_with(options.pragma("query_only", "ON"));
+        Ok(Self::Sqlite { writer, readers })
+    }
+
+    /// MySQL or MariaDB; connects when it is first needed.
+    pub(super) fn open_mysql(config: &Config) -> Result<Self, Error> {
+        let options = mysql_options(&config.mysql)?;
+        let lifetime = config.mysql.conn_max_lifetime;
+        let pool = MySqlPoolOptions::new()
+            .max_connections(config.mysql.max_open_conns)
+            .acquire_timeout(config.mysql.acquire_timeout)
+            .max_lifetime((!lifetime.is_zero()).then_some(lifetime))
+            .test_before_acquire(false)
+            .after_connect(|connection, _| {
+                Box::pin(async move { connection.execute(MYSQL_SESSION).await.map(|_| ()) })
+            })
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > PING_AFTER_IDLE {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .connect_lazy_with(options);
+        Ok(Self::Mysql(pool))
+    }
+
+    /// Waits for a connection.
+    pub(super) async fn connection<'b>(
+        &self,
+        purpose: Purpose,
+        breaker: &'b Breaker,
+        deadline: Instant,
+    ) -> Result<(Connection, Lease<'b>), Fault> {
+        let probe = breaker.enter(Instant::now())?;
+        let deadline = match probe {
+            Some(_) => deadline.min(Instant::now() + PROBE_DEADLINE),
+            None => deadline,
+        };
+        let taken = tokio::time::timeout_at(deadline, self.acquire(purpose)).await;
+        match taken.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+            Ok(connection) => {
+                *breaker.lock() = None;
+                breaker.in_use.fetch_add(1, Ordering::Relaxed);
+                Ok((connection, Lease(&breaker.in_use)))
+            }
+            Err(error) => {
+                let fault = Fault::of("connect", &error);
+                // A pool that is all in use is no sign that the engine is away, one that could not fill itself is.
+                let in_use = breaker.in_use.load(Ordering::Relaxed);
+                let is_busy = matches!(error, sqlx::Error::PoolTimedOut) && in_use >= self.most();
+                if matches!(self, Self::Mysql(_)) && !is_busy {
+                    breaker.trip(&fault.error, Instant::now());
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    async fn acquire(&self, purpose: Purpose) -> Result<Connection, sqlx::Error> {
+        match (self, purpose) {
+            (Self::Sqlite { writer, .. }, Purpose::Write) => {
+                writer.acquire().await.map(Connection::Sqlite)
+            }
+            (Self::Sqlite { readers, .. }, Purpose::Read) => {
+                readers.acquire().await.map(Connection::Sqlite)
+            }
+            (Self::Mysql(pool), _) => pool.acquire().await.map(Connection::Mysql),
+        }
+    }
+
+    fn most(&self) -> u32 {
+        match self {
+            Self::Sqlite { .. } => SQLITE_READERS + 1,
+            Self::Mysql(pool) => pool.options().get_max_connections(),
+        }
+    }
+
+    /// Connections open, and of those idle.
+    pub(super) fn sizes(&self) -> (u32, u32) {
+        let (size, idle) = match self {
+            Self::Sqlite { writer, readers } => (
+                writer.size() + readers.size(),
+                writer.num_idle() + readers.num_idle(),
+            ),
+            Self::Mysql(pool) => (pool.size(), pool.num_idle()),
+        };
+        (size, u32::try_from(idle).unwrap_or(u32::MAX))
+    }
+
+    pub(super) async fn close(&self) {
+        match self {
+            Self::Sqlite { writer, readers } => {
+                readers.close().await;
+                writer.close().await;
+            }
+            Self::Mysql(pool) => pool.close().await,
+        }
+    }
+}
+
+impl Breaker {
+    fn lock(&self) -> MutexGuard<'_, Option<Away>> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None` in normal times. While the engine is away: the right to knock, or the last error at once.
+    fn enter(&self, now: Instant) -> Result<Option<Probe<'_>>, Fault> {
+        match self.lock().as_mut() {
+            None => Ok(None),
+            Some(away) if away.is_probing || now < away.probe_at => Err(away.error.clone().into()),
+            Some(away) => {
+                away.is_probing = true;
+                Ok(Some(Probe(self)))
+            }
+        }
+    }
+
+    fn trip(&self, error: &Error, now: Instant) {
+        *self.lock() = Some(Away {
+            error: error.clone(),
+            probe_at: now + PROBE_INTERVAL,
+            is_probing: false,
+        });
+    }
+}
+
+impl Connection {
+    /// Closes without a word, for connections in an unknown state.
+    pub(super) fn abandon(self) {
+        match self {
+            Self::Sqlite(connection) => drop(connection.detach()),
+            Self::Mysql(connection) => drop(connection.detach()),
+        }
+    }
+}
+
+/// Creates the file for its owner only. SQLite gives its log and index files the same mode.
+fn make_private(path: &Path) -> io::Result<()> {
+    let opened = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    match opened {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        opened => opened.map(|_| ()),
+    }
+}
+
+fn mysql_options(mysql: &config::Mysql) -> Result<MySqlConnectOptions, Error> {
+    let mut options = MySqlConnectOptions::new()
+        .username(&mysql.username)
+        .database(&mysql.database)
+        .charset("utf8mb4")
+        .collation("utf8mb4_bin")
+        .pipes_as_concat(false)
+        .timezone(None)
+        .statement_cache_capacity(STATEMENTS_MAX)
+        .disable_statement_logging();
+    options = match mysql_address(&mysql.address)? {
+        MysqlAddress::Socket(path) => options.socket(path),
+        MysqlAddress::Tcp(host, port) => options.host(&host).port(port),
+    };
+    if is_set(&mysql.password_path) {
+        let text = read("mysql.password_path", &mysql.password_path)?;
+        let text = String::from_utf8(text)
+            .map_err(|_| Error::Invalid("mysql.password_path: not UTF-8".into()))?;
+        options = options.password(text.trim_end_matches(['\r', '\n']));
+    } else if !mysql.password.is_empty() {
+        options = options.password(mysql.password.reveal());
+    }
+    if is_set(&mysql.tls_ca) {
+        options = options
+            .ssl_mode(MySqlSslMode::VerifyIdentity)
+            .ssl_ca_from_pem(read("mysql.tls_ca", &mysql.tls_ca)?);
+    }
+    if is_set(&mysql.tls_cert) {
+        options = options.ssl_client_cert_from_pem(read("mysql.tls_cert", &mysql.tls_cert)?);
+    }
+    if is_set(&mysql.tls_key) {
+        options = options.ssl_client_key_from_pem(read("mysql.tls_key", &mysql.tls_key)?);
+    }
+    Ok(options)
+}
+
+fn is_set(path: &Path) -> bool {
+    !path.as_os_str().is_empty()
+}
+
+fn read(option: &str, path: &PathBuf) -> Result<Vec<u8>, Error> {
+    std::fs::read(path)
+        .map_err(|error| Error::Invalid(format!("{option}: {}: {error}", path.display())))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum MysqlAddress {
+    Socket(PathBuf),
+    Tcp(String, u16),
+}
+
+fn mysql_address(address: &str) -> Result<MysqlAddress, Error> {
+    if address.starts_with('/') {
+        return Ok(MysqlAddress::Socket(address.into()));
+    }
+    let bad = || Error::Invalid(format!("mysql.address: {address:?} is not host:port"));
+    let (host, port) = match address.rsplit_once(':') {
+        // A bare IPv6 address has colons but no port.
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
+            (host, port.parse().map_err(|_| bad())?)
+        }
+        _ => (address, 3306),
+    };
+    let host = host.trim_matches(['[', ']']);
+    if host.is_empty() {
+        return Err(bad());
+    }
+    Ok(MysqlAddress::Tcp(host.to_owned(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_caller_at_a_time_knocks() {
+        let breaker = Breaker::default();
+        let start = Instant::now();
+        assert!(matches!(breaker.enter(start), Ok(None)));
+        breaker.trip(&Error::Unavailable("gone".into()), start);
+        let error = breaker.enter(start).err().unwrap().error;
+        assert_eq!(error, Error::Unavailable("gone".into()));
+        let later = start + PROBE_INTERVAL;
+        let probe = breaker.enter(later).unwrap();
+        assert!(probe.is_some());
+        assert!(breaker.enter(later).is_err());
+        drop(probe);
+        assert!(matches!(breaker.enter(later), Ok(Some(_))));
+        *breaker.lock() = None;
+        assert!(matches!(breaker.enter(later), Ok(None)));
+    }
+
+    #[test]
+    fn addresses_are_read() {
+        let tcp = |host: &str, port| MysqlAddress::Tcp(host.into(), port);
+        assert_eq!(mysql_address("db:3307"), Ok(tcp("db", 3307)));
+        assert_eq!(mysql_address("db"), Ok(tcp("db", 3306)));
+        assert_eq!(mysql_address("[::1]:3307"), Ok(tcp("::1", 3307)));
+        assert_eq!(mysql_address("::1"), Ok(tcp("::1", 3306)));
+        assert_eq!(
+            mysql_address("/run/mysqld.sock"),
+            Ok(MysqlAddress::Socket("/run/mysqld.sock".into()))
+        );
+        assert!(mysql_address("db:x").is_err());
+        assert!(mysql_address(":3306").is_err());
+    }
+}

@@ -1,0 +1,151 @@
+//! The same cases on every engine that is on the machine: SQLite always, MariaDB when `mariadbd` is there.
+
+mod cases;
+mod outage;
+mod server;
+mod spec_cases;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use fleet_protocol::config::Config;
+use fleet_protocol::ids::{HostId, NodeKeyHash, UnixSeconds};
+use serde_json::Map;
+
+use super::{EngineName, Store};
+use crate::model::{EnrollOutcome, HostColumns, NewEnrollment};
+
+/// Where a case runs.
+struct Bed {
+    config: Config,
+    dir: tempfile::TempDir,
+    store: Store,
+}
+
+impl Bed {
+    async fn open(config: Config) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&config, dir.path()).await.unwrap();
+        store.prepare().await.unwrap();
+        Self { config, dir, store }
+    }
+
+    async fn sqlite() -> Self {
+        Self::open(Config::default()).await
+    }
+
+    fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn is_mysql(&self) -> bool {
+        self.store.engine() == EngineName::Mysql
+    }
+
+    /// Another node on the same database.
+    async fn node(&self) -> Store {
+        Store::open(&self.config, self.dir()).await.unwrap()
+    }
+
+    /// Statements that have run, those for connections and changes left out.
+    fn statements(&self) -> u64 {
+        self.store.statistics().statements_total()
+    }
+}
+
+/// A test for each case on SQLite, and one that runs all of them on one MariaDB.
+macro_rules! cases {
+    ($($module:ident::$case:ident,)+) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $case() {
+            $module::$case(&Bed::sqlite().await).await;
+        })+
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn every_case_on_mariadb() {
+            let Some(mut server) = server::Server::start() else {
+                eprintln!("skipped: no mariadbd on this machine");
+                return;
+            };
+            outage::migrations_start_from_nothing(&server).await;
+            $(
+                eprintln!("case {}", stringify!($case));
+                $module::$case(&Bed::open(server.database(stringify!($case)).await).await).await;
+            )+
+            outage::tls_is_verified(&server).await;
+            outage::a_read_only_server_is_unavailable(&server).await;
+            outage::a_lost_server_fails_fast_and_comes_back(&mut server).await;
+        }
+    };
+}
+
+cases! {
+    cases::enrolling_again_replaces_the_key,
+    cases::clones_get_rows_of_their_own,
+    cases::a_batch_may_name_a_host_twice,
+    cases::enrolling_256_takes_few_statements,
+    cases::failed_enrolments_burn_no_ids,
+    cases::long_and_odd_values_are_taken,
+    cases::details_are_merged,
+    cases::label_results_are_written_once,
+    cases::seen_marks_of_20000_hosts_take_10_statements,
+    cases::numbers_become_visible_in_order,
+    cases::concurrent_writers_never_fail,
+    cases::dropped_calls_leave_no_trace,
+    cases::hosts_are_deleted,
+    cases::changes_are_pruned,
+    cases::hosts_are_listed,
+    spec_cases::queries_are_kept_by_name,
+    spec_cases::packs_refer_to_labels_and_queries,
+    spec_cases::manual_labels_have_members,
+    spec_cases::settings_and_secrets_are_kept,
+    spec_cases::carves_make_progress,
+    spec_cases::ping_works,
+}
+
+/// A fresh key.
+fn key() -> NodeKeyHash {
+    let mut key = [0; 32];
+    for byte in &mut key {
+        *byte = fastrand::u8(..);
+    }
+    NodeKeyHash(key)
+}
+
+fn enrollment(identifier: &str, instance_id: &str, at: u32) -> NewEnrollment {
+    NewEnrollment {
+        key: key(),
+        identifier: identifier.into(),
+        instance_id: instance_id.into(),
+        address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+        at: UnixSeconds(at),
+        columns: HostColumns {
+            hostname: Some(format!("{identifier}.example.com")),
+            platform: Some("ubuntu".into()),
+            ..HostColumns::default()
+        },
+        details: Map::new(),
+    }
+}
+
+fn unseen(_: HostId) -> Option<UnixSeconds> {
+    None
+}
+
+async fn enroll_one(store: &Store, enrollment: NewEnrollment) -> EnrollOutcome {
+    let mut outcomes = store.enroll(&[enrollment], &unseen).await.unwrap();
+    outcomes.remove(0)
+}
+
+/// Hosts named `host-0` and so on; their ids in this order.
+async fn enroll_many(store: &Store, count: usize) -> Vec<HostId> {
+    let batch: Vec<NewEnrollment> = (0..count)
+        .map(|index| enrollment(&format!("host-{index}"), "", 1_000_000))
+        .collect();
+    let mut hosts = Vec::new();
+    for part in batch.chunks(512) {
+        let outcomes = store.enroll(part, &unseen).await.unwrap();
+        hosts.extend(outcomes.iter().map(|outcome| outcome.host.id));
+    }
+    hosts
+}

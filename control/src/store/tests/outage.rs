@@ -1,0 +1,107 @@
+//! What only a server can do: be empty, read-only, gone.
+
+use std::time::Duration;
+
+use fleet_protocol::ids::{FeedSeq, HostId, UnixSeconds};
+use tokio::time::Instant;
+
+use super::server::Server;
+use super::{Bed, enroll_many, enrollment, unseen};
+use crate::bus::tests::make_certificates;
+use crate::store::{Error, Store};
+
+pub(super) async fn migrations_start_from_nothing(server: &Server) {
+    let config = server.database("migrations_start").await;
+    let dir = tempfile::tempdir().unwrap();
+    let open = || Store::open(&config, dir.path());
+    let (a, b) = (open().await.unwrap(), open().await.unwrap());
+    let missing = a.missing_migrations().await.unwrap();
+    assert!(missing > 0);
+    assert_eq!(
+        a.require_prepared().await,
+        Err(Error::NotPrepared { missing })
+    );
+    // Two nodes at once: one of them does it.
+    let (x, y) = tokio::join!(a.prepare(), b.prepare());
+    assert_eq!(x.unwrap() + y.unwrap(), missing);
+    assert_eq!(a.require_prepared().await, Ok(()));
+    assert_eq!(b.prepare().await, Ok(0));
+    enroll_many(&a, 3).await;
+    // A migration that stopped half-way runs again and leaves the data.
+    server
+        .run("DELETE FROM migrations_start.migrations".into())
+        .await;
+    assert_eq!(a.prepare().await, Ok(missing));
+    assert_eq!(b.host_count().await, Ok(3));
+    // A newer version's migrations are no reason not to start.
+    server
+        .run("INSERT INTO migrations_start.migrations VALUES (9999, 0)".into())
+        .await;
+    assert_eq!(b.require_prepared().await, Ok(()));
+}
+
+pub(super) async fn tls_is_verified(server: &Server) {
+    let (address, ca) = server.tls();
+    if !ca.exists() {
+        eprintln!("skipped: no openssl on this machine");
+        return;
+    }
+    let mut config = server.database("over_tls").await;
+    config.mysql.address = address;
+    config.mysql.tls_ca = ca;
+    let bed = Bed::open(config.clone()).await;
+    enroll_many(&bed.store, 3).await;
+    assert_eq!(bed.store.host_count().await, Ok(3));
+    // The same server, but another authority is trusted.
+    let other = tempfile::tempdir().unwrap();
+    assert!(make_certificates(other.path()));
+    config.mysql.tls_ca = other.path().join("ca.pem");
+    let stranger = Store::open(&config, other.path()).await.unwrap();
+    let refused = stranger.host_count().await;
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    // A wrong password is not repeated.
+    config.mysql.password_path = "/dev/null".into();
+    let stranger = Store::open(&config, other.path()).await.unwrap();
+    assert!(stranger.host_count().await.is_err());
+}
+
+pub(super) async fn a_read_only_server_is_unavailable(server: &Server) {
+    let bed = Bed::open(server.database("read_only").await).await;
+    let hosts = enroll_many(&bed.store, 1).await;
+    server.run("SET GLOBAL read_only = 1".into()).await;
+    tokio::time::sleep(crate::store::PING_INTERVAL).await;
+    let unavailable = |result: Result<(), Error>| matches!(result, Err(Error::Unavailable(_)));
+    assert!(unavailable(bed.store.ping().await));
+    let marked = bed.store.mark_seen(&hosts, UnixSeconds(5)).await;
+    assert!(unavailable(marked));
+    // Reads go on.
+    assert_eq!(bed.store.host_count().await, Ok(1));
+    server.run("SET GLOBAL read_only = 0".into()).await;
+    tokio::time::sleep(crate::store::PING_INTERVAL).await;
+    assert_eq!(bed.store.ping().await, Ok(()));
+    assert_eq!(bed.store.mark_seen(&hosts, UnixSeconds(5)).await, Ok(()));
+}
+
+pub(super) async fn a_lost_server_fails_fast_and_comes_back(server: &mut Server) {
+    let bed = Bed::open(server.database("lost").await).await;
+    enroll_many(&bed.store, 1).await;
+    server.stop();
+    // Without the breaker each of these would take its whole deadline.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for _ in 0..200 {
+        assert!(Instant::now() < deadline, "calls do not fail fast");
+        let read = bed.store.changes_after(FeedSeq(0), 1).await;
+        assert!(matches!(read, Err(Error::Unavailable(_))), "{read:?}");
+        let written = bed.store.enroll(&[enrollment("x", "", 1)], &unseen).await;
+        let error = written.unwrap_err();
+        assert!(matches!(error, Error::Unavailable(_)), "{error}");
+        assert!(!error.to_string().contains("hunter2"));
+    }
+    server.start_again();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while bed.store.host_count().await.is_err() {
+        assert!(Instant::now() < deadline, "it never came back");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(bed.store.hosts_by_ids(&[HostId(1)]).await.unwrap().len(), 1);
+}
