@@ -1,0 +1,305 @@
+//! The server's certificate and key: read and checked, or made on first start.
+//!
+//! Invariant: workers get only texts that were checked here: they parse, belong together, and have not expired.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fleet_protocol::config::Server;
+use fleet_protocol::secret::Secret;
+use fleet_protocol::slot::TlsIdentity;
+use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::exit::Failure;
+use crate::state_dir::write_private;
+
+/// More than two years; clients of some makers take no more than 825 days.
+const VALIDITY: Duration = Duration::from_secs(820 * 24 * 3600);
+/// Clocks differ; a new certificate is valid from a day ago.
+const BACKDATED: Duration = Duration::from_secs(24 * 3600);
+/// How long before the end a certificate is worth a warning.
+const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What is served, and what agents need to know of it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Identity {
+    /// For the workers.
+    pub(crate) tls: TlsIdentity,
+    /// What agents must trust; `None` when the chain leads to an authority that is not in the file.
+    pub(crate) ca_file: Option<PathBuf>,
+    /// DNS names and IP addresses that it covers.
+    pub(crate) names: Vec<String>,
+    /// Made by us.
+    pub(crate) is_own: bool,
+    /// Sentences for the operator: what was made.
+    pub(crate) notes: Vec<String>,
+    /// Sentences for the operator: what must be done.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Identity {
+    /// Whether agents that connect to `name` accept it.
+    pub(crate) fn covers(&self, name: &str) -> bool {
+        self.names.iter().any(|known| {
+            known.eq_ignore_ascii_case(name)
+                || known.strip_prefix("*.").is_some_and(|domain| {
+                    name.split_once('.')
+                        .is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(domain))
+                })
+        })
+    }
+}
+
+/// What a leaf certificate says.
+struct Leaf {
+    names: Vec<String>,
+    not_before: i64,
+    not_after: i64,
+}
+
+/// Reads the pair that the options name, or our own, which is made for `names` when it is missing or has expired.
+/// `now` is the time since 1970.
+pub(crate) fn load(
+    server: &Server,
+    state_dir: &Path,
+    names: &[String],
+    now: Duration,
+) -> Result<Identity, Failure> {
+    if !server.cert.as_os_str().is_empty() {
+        return load_given(server, now);
+    }
+    let cert = state_dir.join("tls/cert.pem");
+    let key = state_dir.join("tls/key.pem");
+    let (mut notes, mut warnings) = (Vec::new(), Vec::new());
+    if !(cert.exists() && key.exists()) {
+        make(&cert, &key, names, now)?;
+        notes.push(format!(
+            "made a self-signed certificate for {}: {}",
+            names.join(", "),
+            cert.display()
+        ));
+    }
+    let mut identity = read(&cert, &key, "")?;
+    let mut leaf = parse_leaf(&identity.0, &cert, "")?;
+    if has_expired(&leaf, now) {
+        make(&cert, &key, names, now)?;
+        identity = read(&cert, &key, "")?;
+        leaf = parse_leaf(&identity.0, &cert, "")?;
+        warnings.push(format!(
+            "the self-signed certificate had expired and is made anew: agents need the new {}",
+            cert.display()
+        ));
+    } else if let Some(days) = days_left(&leaf, now) {
+        warnings.push(format!(
+            "the self-signed certificate expires in {days} days; to make it anew, delete {} and start again, then give \
+             agents the new file",
+            cert.display()
+        ));
+    }
+    let (_, tls) = identity;
+    Ok(Identity {
+        tls,
+        ca_file: Some(cert),
+        names: leaf.names,
+        is_own: true,
+        notes,
+        warnings,
+    })
+}
+
+fn load_given(server: &Server, now: Duration) -> Result<Identity, Failure> {
+    let (chain, tls) = read(&server.cert, &server.key, "server.")?;
+    let leaf = parse_leaf(&chain, &server.cert, "server.cert: ")?;
+    let shown = server.cert.display();
+    let mut warnings = Vec::new();
+    if has_expired(&leaf, now) {
+        return Err(Failure::config(format!(
+            "server.cert: {shown} has expired; put a valid certificate there"
+        )));
+    }
+    if let Some(days) = days_left(&leaf, now) {
+        warnings.push(format!(
+            "server.cert: {shown} expires in {days} days; agents will be lost unless it is replaced"
+        ));
+    }
+    if now.as_secs() < u64::try_from(leaf.not_before).unwrap_or(0) {
+        warnings.push(format!(
+            "server.cert: {shown} is not valid yet; is the clock right?"
+        ));
+    }
+    let has_root = chain
+        .last()
+        .and_then(|last| X509Certificate::from_der(last).ok())
+        .is_some_and(|(_, last)| last.subject() == last.issuer());
+    let ca_file = has_root.then(|| server.cert.canonicalize().ok()).flatten();
+    Ok(Identity {
+        tls,
+        ca_file,
+        names: leaf.names,
+        is_own: false,
+        notes: Vec::new(),
+        warnings,
+    })
+}
+
+/// Both files, parsed and compared. `options` stands in front of `cert` and `key` in messages.
+fn read(
+    cert: &Path,
+    key: &Path,
+    options: &str,
+) -> Result<(Vec<CertificateDer<'static>>, TlsIdentity), Failure> {
+    let cert_pem = read_text(cert, &prefix(options, "cert"))?;
+    let key_pem = read_text(key, &prefix(options, "key"))?;
+    let bad_cert = |reason: &str| {
+        let option = prefix(options, "cert");
+        Failure::config(format!("{option}{} {reason}", cert.display()))
+    };
+    let bad_key = |reason: &str| {
+        let option = prefix(options, "key");
+        Failure::config(format!("{option}{} {reason}", key.display()))
+    };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(cert_pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|_| bad_cert("is not a PEM certificate"))?;
+    if chain.is_empty() {
+        return Err(bad_cert("holds no certificate in PEM form"));
+    }
+    let private = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
+        .map_err(|_| bad_key("holds no private key in PEM form (without a passphrase)"))?;
+    let signer = any_supported_type(&private)
+        .map_err(|_| bad_key("holds a key of a kind that TLS here does not take"))?;
+    match CertifiedKey::new(chain.clone(), signer).keys_match() {
+        // Some kinds of key do not tell their public half; then nothing can be compared.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            let text = format!("does not belong to the certificate in {}", cert.display());
+            return Err(bad_key(&text));
+        }
+        Err(_) => return Err(bad_cert("is not a certificate that TLS here can use")),
+    }
+    let tls = TlsIdentity {
+        cert_chain_pem: cert_pem,
+        key_pem: Secret::new(key_pem),
+    };
+    Ok((chain, tls))
+}
+
+/// `server.cert: ` for files that an option names, nothing for our own.
+fn prefix(options: &str, name: &str) -> String {
+    if options.is_empty() {
+        String::new()
+    } else {
+        format!("{options}{name}: ")
+    }
+}
+
+fn read_text(path: &Path, option: &str) -> Result<String, Failure> {
+    fs::read_to_string(path).map_err(|error| {
+        Failure::config(format!("{option}cannot read {}: {error}", path.display()))
+    })
+}
+
+fn parse_leaf(chain: &[CertificateDer<'_>], path: &Path, option: &str) -> Result<Leaf, Failure> {
+    let bad = || {
+        Failure::config(format!(
+            "{option}{} holds a certificate that does not parse",
+            path.display()
+        ))
+    };
+    let first = chain.first().ok_or_else(bad)?;
+    let (_, leaf) = X509Certificate::from_der(first).map_err(|_| bad())?;
+    let names = leaf
+        .subject_alternative_name()
+        .ok()
+        .flatten()
+        .map(|extension| extension.value.general_names.iter().filter_map(name_text))
+        .map(Iterator::collect)
+        .unwrap_or_default();
+    Ok(Leaf {
+        names,
+        not_before: leaf.validity().not_before.timestamp(),
+        not_after: leaf.validity().not_after.timestamp(),
+    })
+}
+
+fn name_text(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => {
+            let ip = <[u8; 4]>::try_from(*bytes)
+                .map(IpAddr::from)
+                .or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from));
+            ip.ok().map(|ip| ip.to_string())
+        }
+        _ => None,
+    }
+}
+
+fn has_expired(leaf: &Leaf, now: Duration) -> bool {
+    seconds_left(leaf, now) <= 0
+}
+
+/// Days until the end, when that is near.
+fn days_left(leaf: &Leaf, now: Duration) -> Option<i64> {
+    let left = seconds_left(leaf, now);
+    let warning = i64::try_from(EXPIRY_WARNING.as_secs()).unwrap_or(i64::MAX);
+    (left < warning).then_some(left / (24 * 3600))
+}
+
+fn seconds_left(leaf: &Leaf, now: Duration) -> i64 {
+    leaf.not_after
+        .saturating_sub(i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
+}
+
+fn make(cert: &Path, key: &Path, names: &[String], now: Duration) -> Result<(), Failure> {
+    let failed = |reason: String| Failure::fatal(format!("cannot make a certificate: {reason}"));
+    let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+        .map_err(|error| failed(error.to_string()))?;
+    let mut params = CertificateParams::new(names).map_err(|error| failed(error.to_string()))?;
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    let begin = now.saturating_sub(BACKDATED);
+    params.not_before = epoch + begin;
+    params.not_after = epoch + begin + VALIDITY;
+    params.distinguished_name = DistinguishedName::new();
+    let common_name = names.first().map_or("localhost", String::as_str);
+    // The standard bounds a common name to 64 characters.
+    let common_name: String = common_name.chars().take(64).collect();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let made = params
+        .self_signed(&pair)
+        .map_err(|error| failed(error.to_string()))?;
+    let write = |path: &Path, text: String| {
+        write_private(path, text.as_bytes())
+            .map_err(|error| failed(format!("{}: {error}", path.display())))
+    };
+    write(key, pair.serialize_pem())?;
+    write(cert, made.pem())
+}
+
+/// A sentence when others can read the key.
+pub(crate) fn key_exposure(key: &Path) -> Option<String> {
+    let mode = fs::metadata(key).ok()?.mode();
+    (mode & 0o007 != 0).then(|| {
+        format!(
+            "{} can be read by every user of this machine; run: chmod 600 {}",
+            key.display(),
+            key.display()
+        )
+    })
+}
+
+#[cfg(test)]
+#[path = "certificate_tests.rs"]
+mod tests;

@@ -1,0 +1,190 @@
+//! One place in the process tree, a worker's slot or control's: its state machine, its process, its last report.
+
+use std::time::Duration;
+
+use fleet_protocol::admin::ControlView;
+use fleet_protocol::ids::SlotIndex;
+use fleet_protocol::slot::{FromChild, SlotState, SlotView, ToChild};
+use fleet_protocol::stats::{ControlStats, WorkerStats};
+
+use crate::process::{Child, ChildId};
+use crate::rate::Rate;
+use crate::slot::{Policy, Slot};
+
+/// A process that reports each second is suspect after this silence.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// Which program runs here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// A worker.
+    Worker(SlotIndex),
+    /// The control process.
+    Control,
+}
+
+impl Role {
+    /// As people read it.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Worker(slot) => format!("worker {slot}"),
+            Self::Control => "control".into(),
+        }
+    }
+
+    /// The child's arguments.
+    pub(crate) fn arguments(self) -> Vec<String> {
+        match self {
+            Self::Worker(slot) => vec!["worker".into(), "--slot".into(), slot.to_string()],
+            Self::Control => vec!["control".into()],
+        }
+    }
+}
+
+/// See the module.
+pub(crate) struct Place {
+    /// Which program.
+    pub(crate) role: Role,
+    /// Its state.
+    pub(crate) slot: Slot,
+    child: Option<Child>,
+    launches: u64,
+    worker: WorkerStats,
+    control: ControlStats,
+    exchanges: Rate,
+    heard_at: Duration,
+    is_silent: bool,
+}
+
+impl Place {
+    /// A place whose first process is due.
+    pub(crate) fn new(role: Role) -> Self {
+        let policy = match role {
+            Role::Worker(_) => Policy::Worker,
+            Role::Control => Policy::Control,
+        };
+        Self {
+            role,
+            slot: Slot::new(policy),
+            child: None,
+            launches: 0,
+            worker: WorkerStats::default(),
+            control: ControlStats::default(),
+            exchanges: Rate::default(),
+            heard_at: Duration::ZERO,
+            is_silent: false,
+        }
+    }
+
+    /// The id of the process that is about to be started.
+    pub(crate) fn next_id(&mut self, place: usize) -> ChildId {
+        self.launches += 1;
+        ChildId {
+            place,
+            launch: self.launches,
+        }
+    }
+
+    /// Whether news with this id are of the present process.
+    pub(crate) fn is_current(&self, id: ChildId) -> bool {
+        id.launch == self.launches
+    }
+
+    /// Takes a started process.
+    pub(crate) fn adopt(&mut self, child: Child, now: Duration) {
+        self.child = Some(child);
+        self.heard_at = now;
+        self.is_silent = false;
+    }
+
+    /// Forgets the process and what it reported about itself.
+    pub(crate) fn bury(&mut self) {
+        self.child = None;
+        self.worker = WorkerStats::default();
+        self.control = ControlStats::default();
+        self.exchanges.clear();
+    }
+
+    /// Says something to the process, if there is one.
+    pub(crate) fn tell(&self, message: ToChild) -> bool {
+        self.child.as_ref().is_some_and(|child| child.tell(message))
+    }
+
+    /// Kills the process, if there is one.
+    pub(crate) fn kill(&self) {
+        if let Some(child) = &self.child {
+            child.kill();
+        }
+    }
+
+    /// Takes a report; gives back what is none.
+    pub(crate) fn take_report(&mut self, said: FromChild, now: Duration) -> Option<FromChild> {
+        if self.is_silent {
+            self.is_silent = false;
+            tracing::info!("{} reports again", self.role.name());
+        }
+        self.heard_at = now;
+        match said {
+            FromChild::Worker(stats) => {
+                self.exchanges.record(now, stats.exchanges_total());
+                self.worker = *stats;
+                None
+            }
+            FromChild::Control(stats) => {
+                self.control = *stats;
+                None
+            }
+            FromChild::Ready { .. } | FromChild::Fatal { .. } => Some(said),
+        }
+    }
+
+    /// Says once when a process has been silent for too long.
+    pub(crate) fn check_silence(&mut self, now: Duration) {
+        let silence = now.saturating_sub(self.heard_at);
+        if self.child.is_none() || self.is_silent || silence <= SILENCE_MAX {
+            return;
+        }
+        self.is_silent = true;
+        let pid = self.slot.pid();
+        let state = self.slot.state().label();
+        tracing::warn!(
+            pid,
+            state,
+            "{} has not reported for {} s",
+            self.role.name(),
+            silence.as_secs()
+        );
+    }
+
+    /// A worker's view; `None` for control.
+    pub(crate) fn slot_view(&self, now: Duration) -> Option<SlotView> {
+        let Role::Worker(slot) = self.role else {
+            return None;
+        };
+        Some(SlotView {
+            slot,
+            state: self.slot.state(),
+            pid: self.slot.pid(),
+            uptime_s: self.slot.uptime(now).as_secs(),
+            restarts: self.slot.restarts(),
+            exchanges_per_s: self.exchanges.per_second(),
+            stats: self.worker.clone(),
+        })
+    }
+
+    /// Control's view.
+    pub(crate) fn control_view(&self, now: Duration) -> ControlView {
+        ControlView {
+            state: self.slot.state(),
+            pid: self.slot.pid(),
+            uptime_s: self.slot.uptime(now).as_secs(),
+            restarts: self.slot.restarts(),
+            stats: self.control.clone(),
+        }
+    }
+
+    /// Serving, or given up: nothing more to wait for at start.
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(self.slot.state(), SlotState::Ready | SlotState::Parked)
+    }
+}

@@ -1,0 +1,101 @@
+//! Everything that is decided before the first child starts, and what each child is told first.
+
+use std::os::fd::RawFd;
+
+use anyhow::Context as _;
+use fleet_protocol::config::Config;
+use fleet_protocol::ids::Generation;
+use fleet_protocol::secret::Secret;
+use fleet_protocol::slot::{StartControl, StartWorker, TlsIdentity, ToChild};
+
+use crate::listener::{LocalListeners, TcpListeners};
+use crate::place::Role;
+use crate::state_dir::StateDir;
+
+/// See the module. It owns every listening socket and the lock of the state directory.
+pub(crate) struct Plan {
+    /// As given.
+    pub(crate) config: Config,
+    /// Locked.
+    pub(crate) state: StateDir,
+    /// Agents' sockets.
+    pub(crate) tcp: TcpListeners,
+    /// Local sockets.
+    pub(crate) local: LocalListeners,
+    /// None without TLS.
+    pub(crate) tls: Option<TlsIdentity>,
+    /// For a store that holds none.
+    pub(crate) enroll_secret: Secret,
+    /// What a worker's descriptors allow.
+    pub(crate) connections_per_worker: u32,
+    /// Cores to pin to, in turn; empty when workers are not pinned.
+    pub(crate) cpus: Vec<u16>,
+    /// How many.
+    pub(crate) workers: u16,
+    /// `https://…`, for people.
+    pub(crate) addresses: Vec<String>,
+    /// Printed once everything serves.
+    pub(crate) banner: Option<String>,
+}
+
+impl Plan {
+    /// The first message to a child, and the descriptors that it inherits.
+    pub(crate) fn first_message(&self, role: Role) -> anyhow::Result<(ToChild, Vec<RawFd>)> {
+        // The lock stays with the children; see the state directory.
+        let mut keep = vec![self.state.lock_fd()];
+        let message = match role {
+            Role::Worker(slot) => {
+                let listeners = self.tcp.of_slot(usize::from(slot.0));
+                keep.extend(listeners.iter().map(|listener| listener.fd));
+                let turn = usize::from(slot.0).checked_rem(self.cpus.len());
+                ToChild::StartWorker(Box::new(StartWorker {
+                    slot,
+                    generation: Generation(0),
+                    cpu: turn.and_then(|index| self.cpus.get(index)).copied(),
+                    listeners,
+                    tls: self.tls.clone(),
+                    link_path: self.state.run_path("control.sock"),
+                    tunnel_path: self.state.run_path("tunnel.sock"),
+                    config: self.worker_config(),
+                }))
+            }
+            Role::Control => {
+                let fds = self.local.for_control();
+                keep.extend(fds);
+                let [link_fd, tunnel_fd, operator_fd] = fds;
+                ToChild::StartControl(Box::new(StartControl {
+                    generation: Generation(0),
+                    link_fd,
+                    tunnel_fd,
+                    operator_fd,
+                    state_dir: self.state.path().to_owned(),
+                    first_enroll_secret: self.enroll_secret.clone(),
+                    config: with_password(&self.config)?,
+                }))
+            }
+        };
+        Ok((message, keep))
+    }
+
+    /// Workers speak with strangers, so they get no password.
+    fn worker_config(&self) -> Config {
+        let mut config = self.config.clone();
+        config.server.connections_per_worker_max = self.connections_per_worker;
+        config.mysql.password = Secret::default();
+        config.redis.password = Secret::default();
+        config.prometheus.basic_auth.password = Secret::default();
+        config
+    }
+}
+
+/// The configuration with the password that `mysql.password_path` holds now.
+pub(crate) fn with_password(config: &Config) -> anyhow::Result<Config> {
+    let mut config = config.clone();
+    let path = std::mem::take(&mut config.mysql.password_path);
+    if !path.as_os_str().is_empty() {
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("mysql.password_path: cannot read {}", path.display()))?;
+        config.mysql.password = Secret::new(text.trim_end_matches(['\r', '\n']));
+    }
+    Ok(config)
+}

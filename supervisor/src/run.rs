@@ -1,0 +1,173 @@
+//! From a parsed command line to an exit code.
+
+use std::ffi::{CString, OsString};
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use fleet_protocol::admin::{Reply, Request, Status};
+use fleet_protocol::config::Config;
+use fleet_protocol::frame;
+use fleet_protocol::limits::DRAIN_DEADLINE;
+
+use crate::arguments::{self, Command, ConfigCommand, Invocation};
+use crate::ask::ask;
+use crate::exit::{self, Failure};
+use crate::settings::{self, Settings};
+use crate::{ctl, prepare, start, state_dir, status};
+
+/// Longest wait of `stop`: agents, then control, then what is killed.
+const STOP_LIMIT: Duration = DRAIN_DEADLINE.saturating_add(Duration::from_secs(20));
+/// Columns of a table when the output is no terminal that says its own.
+const WIDTH: u16 = 100;
+
+/// Runs the program with its arguments, its own name first.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let invocation = match arguments::parse(arguments) {
+        Ok(invocation) => invocation,
+        Err(error) => {
+            // Help and version are no errors.
+            let code = if error.use_stderr() { exit::USAGE } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    dispatch(invocation).unwrap_or_else(|failure| failure.report())
+}
+
+fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
+    let Invocation { command, sources } = invocation;
+    let settings = || {
+        let names: Vec<String> = std::env::vars_os()
+            .filter_map(|(name, _)| name.into_string().ok())
+            .collect();
+        settings::read(&sources, &|name| std::env::var_os(name), &names)
+    };
+    match command {
+        Command::Worker { slot } => {
+            name_process(&format!("fleet-worker-{slot}"));
+            // Under want of memory the kernel shall take a worker, not the supervisor.
+            let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+            return Ok(fleet_worker::run());
+        }
+        Command::Control => {
+            name_process("fleet-control");
+            return Ok(fleet_control::run());
+        }
+        Command::Version => println!("fleet-supervisor {}", env!("CARGO_PKG_VERSION")),
+        Command::Start => start::start(settings()?)?,
+        Command::Stop => stop(&client_dir(&settings()?))?,
+        Command::Status { json, watch } => show(&client_dir(&settings()?), json, watch)?,
+        Command::Config(ConfigCommand::Check) => {
+            let found = settings()?;
+            warn(&found);
+            println!("The configuration is good.");
+        }
+        Command::Config(ConfigCommand::Dump { defaults: true }) => {
+            print(&settings::dump(&Config::default()));
+        }
+        Command::Config(ConfigCommand::Dump { defaults: false }) => {
+            let found = settings()?;
+            warn(&found);
+            print(&settings::dump(&found.config));
+        }
+        Command::Prepare { no_prompt, what } => {
+            let found = settings()?;
+            warn(&found);
+            prepare::prepare(what, &found.config, no_prompt)?;
+        }
+        Command::Ctl(ctl) => return Ok(ctl::run(ctl, &client_dir(&settings()?))),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn client_dir(settings: &Settings) -> std::path::PathBuf {
+    state_dir::for_client(&settings.config)
+}
+
+fn warn(settings: &Settings) {
+    for warning in &settings.warnings {
+        eprintln!("fleet-supervisor: {warning}");
+    }
+}
+
+/// A reader that has gone, such as `head`, is no failure.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// What `top` and `ps -e` show; a program that is started by descriptor has only a number there.
+fn name_process(name: &str) {
+    if let Ok(name) = CString::new(name) {
+        let _ = nix::sys::prctl::set_name(&name);
+    }
+}
+
+fn stop(state_dir: &Path) -> Result<(), Failure> {
+    let (reply, mut stream) = ask(state_dir, &Request::Stop)?;
+    let Reply::Stopping { pid } = reply else {
+        return Err(Failure::unavailable(
+            "the server gave an answer that is none",
+        ));
+    };
+    println!(
+        "Stopping pid {pid}; agents get up to {} s to finish.",
+        DRAIN_DEADLINE.as_secs()
+    );
+    // The server keeps the connection until it ends.
+    let _ = stream.set_read_timeout(Some(STOP_LIMIT));
+    let _ = stream.read(&mut [0; 1]);
+    if !state_dir::wait_until_free(state_dir, Duration::from_secs(2)) {
+        return Err(Failure::unavailable(format!(
+            "pid {pid} has not ended after {} s",
+            STOP_LIMIT.as_secs()
+        )));
+    }
+    println!("Stopped.");
+    Ok(())
+}
+
+fn show(state_dir: &Path, is_json: bool, is_watching: bool) -> Result<(), Failure> {
+    let is_terminal = std::io::stdout().is_terminal();
+    loop {
+        let status = fetch(state_dir)?;
+        if is_json {
+            let text = serde_json::to_string_pretty(&status)
+                .map_err(|error| Failure::fatal(error.to_string()))?;
+            print(&(text + "\n"));
+            return Ok(());
+        }
+        let width = terminal_width().unwrap_or(WIDTH);
+        let text = status::text(&status, width, is_terminal);
+        if !is_watching {
+            print(&text);
+            return Ok(());
+        }
+        // Home, the text, and nothing of the last one below it.
+        let clear = if is_terminal { "\x1b[H\x1b[2J" } else { "" };
+        let mut out = std::io::stdout().lock();
+        if write!(out, "{clear}{text}")
+            .and_then(|()| out.flush())
+            .is_err()
+        {
+            return Ok(());
+        }
+        std::thread::sleep(status::WATCH_INTERVAL);
+    }
+}
+
+fn fetch(state_dir: &Path) -> Result<Status, Failure> {
+    match ask(state_dir, &Request::Status)?.0 {
+        Reply::Status(status) => Ok(*status),
+        _ => Err(Failure::unavailable(format!(
+            "the server gave an answer that is none (protocol {})",
+            frame::VERSION
+        ))),
+    }
+}
+
+fn terminal_width() -> Option<u16> {
+    comfy_table::Table::new().width()
+}

@@ -1,0 +1,187 @@
+//! `status`: the server at a glance, for people. Rendering is pure.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use fleet_protocol::admin::Status;
+use fleet_protocol::slot::{SlotState, SlotView};
+
+/// The text, `width` columns wide at most.
+pub(crate) fn text(status: &Status, width: u16, is_coloured: bool) -> String {
+    let mut out = String::new();
+    let doing = if status.is_draining { ", draining" } else { "" };
+    let _ = writeln!(
+        out,
+        "fleet-supervisor {}  pid {}  up {}{doing}",
+        status.version,
+        status.pid,
+        span(status.uptime_s)
+    );
+    for address in &status.addresses {
+        let _ = writeln!(out, "  {address}");
+    }
+    let _ = writeln!(out, "  state in {}\n", status.state_dir);
+    let _ = writeln!(
+        out,
+        "{}\n",
+        processes(status, width, is_coloured).trim_fmt()
+    );
+    let _ = writeln!(
+        out,
+        "{}",
+        dependencies(status, width, is_coloured).trim_fmt()
+    );
+    out
+}
+
+fn processes(status: &Status, width: u16, is_coloured: bool) -> Table {
+    let mut table = table(width, is_coloured);
+    table.set_header([
+        "PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "OPEN", "EXCH/S", "HOSTS", "MEMORY",
+    ]);
+    for slot in &status.gateway.slots {
+        table.add_row(worker(slot));
+    }
+    let control = &status.control;
+    table.add_row([
+        Cell::new("control"),
+        Cell::new(pid(control.pid)),
+        state(control.state),
+        Cell::new(uptime(control.pid, control.uptime_s)),
+        Cell::new(control.restarts),
+        Cell::new("-"),
+        Cell::new("-"),
+        Cell::new(control.stats.hosts),
+        Cell::new(memory(control.stats.rss_bytes)),
+    ]);
+    if status.gateway.slots.len() > 1 {
+        let slots = &status.gateway.slots;
+        let open: u64 = slots
+            .iter()
+            .map(|slot| u64::from(slot.stats.open_connections))
+            .sum();
+        let rate: f64 = slots.iter().map(|slot| slot.exchanges_per_s).sum();
+        let bytes: u64 = slots.iter().map(|slot| slot.stats.rss_bytes).sum();
+        table.add_row([
+            Cell::new("all"),
+            Cell::new(""),
+            Cell::new(""),
+            Cell::new(""),
+            Cell::new(slots.iter().map(|slot| slot.restarts).sum::<u64>() + control.restarts),
+            Cell::new(open),
+            Cell::new(format!("{rate:.0}")),
+            Cell::new(""),
+            Cell::new(memory(bytes + control.stats.rss_bytes)),
+        ]);
+    }
+    for index in [1, 3, 4, 5, 6, 7, 8] {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn worker(slot: &SlotView) -> Vec<Cell> {
+    let stats = &slot.stats;
+    vec![
+        Cell::new(format!("worker {}", slot.slot)),
+        Cell::new(pid(slot.pid)),
+        // It answers what it can alone; a worker that has not reported yet is not accused.
+        if slot.state == SlotState::Ready && stats.rss_bytes > 0 && !stats.is_linked {
+            Cell::new("unlinked").fg(Color::Yellow)
+        } else {
+            state(slot.state)
+        },
+        Cell::new(uptime(slot.pid, slot.uptime_s)),
+        Cell::new(slot.restarts),
+        Cell::new(stats.open_connections),
+        Cell::new(format!("{:.0}", slot.exchanges_per_s)),
+        Cell::new(stats.hosts),
+        Cell::new(memory(stats.rss_bytes)),
+    ]
+}
+
+fn dependencies(status: &Status, width: u16, is_coloured: bool) -> Table {
+    let mut table = table(width, is_coloured);
+    table.set_header(["NEEDS", "HEALTH", "WHERE OR WHY"]);
+    for dependency in &status.control.stats.dependencies {
+        let health = if dependency.is_healthy {
+            Cell::new("ok").fg(Color::Green)
+        } else {
+            Cell::new("failing").fg(Color::Red)
+        };
+        table.add_row([
+            Cell::new(&dependency.name),
+            health,
+            Cell::new(&dependency.detail),
+        ]);
+    }
+    if status.control.stats.dependencies.is_empty() {
+        table.add_row(["-", "unknown", "control has not reported yet"]);
+    }
+    table
+}
+
+fn table(width: u16, is_coloured: bool) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(width);
+    if is_coloured {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    table
+}
+
+fn state(state: SlotState) -> Cell {
+    let cell = Cell::new(state.label());
+    match state {
+        SlotState::Ready => cell.fg(Color::Green),
+        SlotState::Starting | SlotState::Draining | SlotState::Backoff => cell.fg(Color::Yellow),
+        SlotState::Parked => cell.fg(Color::Red),
+        SlotState::Stopped => cell,
+    }
+}
+
+fn pid(pid: Option<u32>) -> String {
+    pid.map_or_else(|| "-".into(), |pid| pid.to_string())
+}
+
+fn uptime(pid: Option<u32>, seconds: u64) -> String {
+    match pid {
+        Some(_) => span(seconds),
+        None => "-".into(),
+    }
+}
+
+/// Two units are enough: `3d 4h`, `5m 6s`.
+fn span(seconds: u64) -> String {
+    let minutes = seconds / 60;
+    let (hours, days) = (minutes / 60, minutes / 1440);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
+        (0, _, _) => format!("{hours}h {}m", minutes % 60),
+        (_, _, _) => format!("{days}d {}h", hours % 24),
+    }
+}
+
+fn memory(bytes: u64) -> String {
+    match bytes >> 20 {
+        _ if bytes == 0 => "-".into(),
+        mib if mib >= 10 * 1024 => format!("{} GiB", mib / 1024),
+        mib => format!("{mib} MiB"),
+    }
+}
+
+/// Time between two looks of `--watch`.
+pub(crate) const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -1,0 +1,409 @@
+//! The supervisor's loop: starts children, starts them again, answers operators, drains, ends.
+//!
+//! Owner of all process state; one task, so nothing here is shared. What is decided is decided by the pure
+//! [`crate::slot::Slot`]; this file carries it out.
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use fleet_protocol::admin::{Reply, Request, Status};
+use fleet_protocol::ids::SlotIndex;
+use fleet_protocol::limits::{DRAIN_DEADLINE, STATS_INTERVAL};
+use fleet_protocol::slot::{FromChild, Gateway, SlotState, ToChild};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+use crate::admin::{self, Ask};
+use crate::exit::Failure;
+use crate::place::{Place, Role};
+use crate::plan::Plan;
+use crate::process::{Heard, Launcher, News};
+use crate::slot::{Action, Event};
+
+const HEARD_MAX: usize = 1024;
+const ASKS_MAX: usize = 16;
+/// Workers wait this long for control's first word, so that a server which cannot serve takes no agents.
+const CONTROL_FIRST: Duration = Duration::from_secs(5);
+/// The banner is printed by then, even if something is still starting.
+const BANNER_BY: Duration = Duration::from_secs(10);
+/// What control gets to write down what it has.
+const CONTROL_DRAIN: Duration = Duration::from_secs(10);
+/// Added to the time that a child is told, before it is killed.
+const DRAIN_GRACE: Duration = Duration::from_secs(2);
+/// What everybody gets when the server cannot serve at all, or a second signal comes.
+const SHORT_DRAIN: Duration = Duration::from_secs(1);
+
+/// Runs until drained. Must be called within a runtime.
+pub(crate) async fn run(plan: Plan) -> Result<(), Failure> {
+    let trouble = |error: std::io::Error| Failure::fatal(format!("cannot start: {error}"));
+    let (heard_sender, mut heard) = mpsc::channel(HEARD_MAX);
+    let (asks_sender, mut asks) = mpsc::channel(ASKS_MAX);
+    let listener = plan.local.admin().map_err(trouble)?;
+    tokio::spawn(async move {
+        if let Err(error) = admin::serve(listener, asks_sender).await {
+            tracing::error!(%error, "the admin socket is lost; status and stop do not work");
+        }
+    });
+    let mut terminate = signal(SignalKind::terminate()).map_err(trouble)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(trouble)?;
+    let mut hang_up = signal(SignalKind::hangup()).map_err(trouble)?;
+    let mut ticks = interval(STATS_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let launcher = Launcher::open().map_err(trouble)?;
+    let mut supervisor = Supervisor::new(plan, launcher, heard_sender);
+    loop {
+        supervisor.turn();
+        if supervisor.is_over() {
+            return supervisor.failure.map_or(Ok(()), Err);
+        }
+        let due = supervisor.started + supervisor.due_at();
+        tokio::select! {
+            Some(heard) = heard.recv() => supervisor.hear(heard),
+            Some(ask) = asks.recv() => supervisor.answer(ask),
+            _ = terminate.recv() => supervisor.take_signal("SIGTERM"),
+            _ = interrupt.recv() => supervisor.take_signal("SIGINT"),
+            _ = hang_up.recv() => tracing::warn!("SIGHUP is ignored; to take a new configuration, stop and start"),
+            _ = ticks.tick() => supervisor.tick(),
+            () = sleep_until(due.into()) => {}
+        }
+    }
+}
+
+/// How far the end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// Workers finish; control still works for them.
+    Workers,
+    /// Control writes down what it has.
+    Control,
+}
+
+struct Supervisor {
+    plan: Plan,
+    launcher: Launcher,
+    heard: mpsc::Sender<Heard>,
+    started: Instant,
+    /// Control first, then the slots in order.
+    places: Vec<Place>,
+    phase: Phase,
+    signals: u32,
+    workers_from: Duration,
+    banner: Option<String>,
+    failure: Option<Failure>,
+}
+
+impl Supervisor {
+    fn new(mut plan: Plan, launcher: Launcher, heard: mpsc::Sender<Heard>) -> Self {
+        let workers = (0..plan.workers).map(|slot| Role::Worker(SlotIndex(slot)));
+        let roles = std::iter::once(Role::Control).chain(workers);
+        Self {
+            banner: plan.banner.take(),
+            plan,
+            launcher,
+            heard,
+            started: Instant::now(),
+            places: roles.map(Place::new).collect(),
+            phase: Phase::Serving,
+            signals: 0,
+            workers_from: CONTROL_FIRST,
+            failure: None,
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// When the next thing is due, since the start.
+    fn due_at(&self) -> Duration {
+        let of = |place: &Place| match place.role {
+            Role::Worker(_) => place.slot.due_at().map(|due| due.max(self.workers_from)),
+            Role::Control => place.slot.due_at(),
+        };
+        let banner = self.banner.as_ref().map(|_| BANNER_BY);
+        let dues = self.places.iter().filter_map(of).chain(banner);
+        dues.min()
+            .unwrap_or_else(|| self.now() + Duration::from_secs(3600))
+    }
+
+    /// Does all that is due.
+    fn turn(&mut self) {
+        let now = self.now();
+        for index in 0..self.places.len() {
+            let is_held = self.places.get(index).is_some_and(|place| {
+                place.role != Role::Control
+                    && now < self.workers_from
+                    && self.phase == Phase::Serving
+            });
+            if !is_held {
+                self.step(index, Event::Timer);
+            }
+        }
+        if self.phase == Phase::Workers && self.workers().all(|place| place.slot.is_over()) {
+            self.phase = Phase::Control;
+            self.drain_phase(CONTROL_DRAIN);
+        }
+        let is_settled = self.places.iter().all(Place::is_settled);
+        if (is_settled || now >= BANNER_BY) && self.phase == Phase::Serving {
+            self.print_banner();
+        }
+    }
+
+    fn print_banner(&mut self) {
+        if let Some(banner) = self.banner.take() {
+            let mut out = std::io::stdout().lock();
+            // A closed standard output is no reason to stop serving.
+            let _ = out.write_all(banner.as_bytes()).and_then(|()| out.flush());
+        }
+    }
+
+    fn workers(&self) -> impl Iterator<Item = &Place> {
+        self.places
+            .iter()
+            .filter(|place| place.role != Role::Control)
+    }
+
+    fn is_over(&self) -> bool {
+        self.phase == Phase::Control && self.places.iter().all(|place| place.slot.is_over())
+    }
+
+    /// Gives a place an event and carries out what follows.
+    fn step(&mut self, index: usize, event: Event) {
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            let now = self.now();
+            let Some(place) = self.places.get_mut(index) else {
+                return;
+            };
+            let name = place.role.name();
+            match place.slot.step(event, now, fastrand::f64()) {
+                Action::None | Action::Drain => {}
+                Action::Launch => next = Some(self.launch(index)),
+                Action::Kill => {
+                    tracing::warn!(
+                        pid = place.slot.pid(),
+                        "{name} has not finished in time and is killed"
+                    );
+                    place.kill();
+                }
+                Action::Park { reason } => {
+                    tracing::error!("{name} is taken out of service: {reason}");
+                    self.park(index, &reason);
+                }
+                Action::End { reason } => self.fail(Failure::fatal(reason)),
+            }
+        }
+    }
+
+    fn launch(&mut self, index: usize) -> Event {
+        let now = self.now();
+        let Some(place) = self.places.get_mut(index) else {
+            return Event::Timer;
+        };
+        let role = place.role;
+        let id = place.next_id(index);
+        let started = self.plan.first_message(role).and_then(|(first, keep)| {
+            let heard = self.heard.clone();
+            Ok(self
+                .launcher
+                .launch(id, &role.arguments(), keep, first, heard)?)
+        });
+        match started {
+            Ok(child) => {
+                let pid = child.pid;
+                tracing::debug!(pid, "{} starts", role.name());
+                place.adopt(child, now);
+                Event::Launched { pid }
+            }
+            Err(error) => {
+                let reason = format!("{error:#}");
+                tracing::error!("{} cannot be started: {reason}", role.name());
+                Event::LaunchFailed { reason }
+            }
+        }
+    }
+
+    fn park(&mut self, index: usize, reason: &str) {
+        // Place 0 is control's, which is never parked.
+        self.plan.tcp.close_slot(index.saturating_sub(1));
+        let is_useless = self
+            .workers()
+            .all(|place| place.slot.state() == SlotState::Parked && !place.slot.was_ever_ready());
+        if is_useless {
+            self.fail(Failure::fatal(format!("no worker can serve: {reason}")));
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        let Heard { id, news } = heard;
+        let now = self.now();
+        let Some(place) = self.places.get_mut(id.place) else {
+            return;
+        };
+        if !place.is_current(id) {
+            return;
+        }
+        match news {
+            News::Said(said) => match place.take_report(said, now) {
+                Some(FromChild::Ready { .. }) => {
+                    let uptime_ms = place.slot.uptime(now).as_millis();
+                    tracing::info!(
+                        pid = place.slot.pid(),
+                        "{} is ready after {uptime_ms} ms",
+                        place.role.name()
+                    );
+                    if place.role == Role::Control {
+                        self.workers_from = Duration::ZERO;
+                    }
+                    self.step(id.place, Event::Ready);
+                }
+                Some(FromChild::Fatal { reason }) => self.step(id.place, Event::Fatal { reason }),
+                _ => {}
+            },
+            News::Exited { code, how } => self.bury(id.place, code, how),
+        }
+    }
+
+    fn bury(&mut self, index: usize, code: Option<i32>, how: String) {
+        let now = self.now();
+        let Some(place) = self.places.get_mut(index) else {
+            return;
+        };
+        let (name, pid) = (place.role.name(), place.slot.pid());
+        place.bury();
+        self.step(
+            index,
+            Event::Exited {
+                code,
+                how: how.clone(),
+            },
+        );
+        let slot = self.places.get(index).map(|place| &place.slot);
+        match slot.map(|slot| (slot.state(), slot.due_at())) {
+            Some((SlotState::Backoff, Some(due))) => {
+                let delay_ms = due.saturating_sub(now).as_millis();
+                tracing::warn!(pid, "{name} ended ({how}); another starts in {delay_ms} ms");
+            }
+            _ => tracing::info!(pid, "{name} ended ({how})"),
+        }
+    }
+
+    fn answer(&mut self, ask: Ask) {
+        let reply = match ask.request {
+            Request::Status => Reply::Status(Box::new(self.status())),
+            Request::Stop => {
+                if self.phase == Phase::Serving {
+                    tracing::info!("an operator asks to stop");
+                    self.begin_drain(DRAIN_DEADLINE);
+                }
+                Reply::Stopping {
+                    pid: std::process::id(),
+                }
+            }
+        };
+        // The asker may have gone.
+        let _ = ask.reply.send(reply);
+    }
+
+    fn take_signal(&mut self, name: &str) {
+        self.signals += 1;
+        if self.phase == Phase::Serving {
+            tracing::info!(
+                "{name}: agents get up to {} s to finish",
+                DRAIN_DEADLINE.as_secs()
+            );
+            self.begin_drain(DRAIN_DEADLINE);
+            return;
+        }
+        let limit = if self.signals <= 2 {
+            SHORT_DRAIN
+        } else {
+            Duration::ZERO
+        };
+        tracing::warn!(
+            "{name} again: what is not finished in {} s is killed",
+            limit.as_secs()
+        );
+        self.drain_phase(limit);
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        if self.failure.is_none() {
+            self.failure = Some(failure);
+        }
+        self.banner = None;
+        if self.phase == Phase::Serving {
+            self.begin_drain(SHORT_DRAIN);
+        }
+    }
+
+    fn begin_drain(&mut self, limit: Duration) {
+        self.phase = Phase::Workers;
+        self.drain_phase(limit);
+    }
+
+    /// Tells those whose turn it is to finish within `limit`. Again, it can only shorten.
+    fn drain_phase(&mut self, limit: Duration) {
+        let grace = if limit.is_zero() {
+            Duration::ZERO
+        } else {
+            DRAIN_GRACE
+        };
+        let deadline = self.now() + limit + grace;
+        let deadline_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        let phase = self.phase;
+        for index in 0..self.places.len() {
+            let is_worker = index > 0;
+            if is_worker != (phase == Phase::Workers) {
+                continue;
+            }
+            self.step(index, Event::Drain { deadline });
+            if let Some(place) = self.places.get(index) {
+                place.tell(ToChild::Drain { deadline_ms });
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.now();
+        for place in &mut self.places {
+            place.check_silence(now);
+        }
+        let gateway = Box::new(self.gateway());
+        if let Some(control) = self.places.first()
+            && matches!(control.slot.state(), SlotState::Ready | SlotState::Draining)
+        {
+            // A control process that does not read is told again in a second.
+            control.tell(ToChild::Gateway(gateway));
+        }
+    }
+
+    fn gateway(&self) -> Gateway {
+        let now = self.now();
+        Gateway {
+            slots: self
+                .places
+                .iter()
+                .filter_map(|place| place.slot_view(now))
+                .collect(),
+            control_restarts: self.places.first().map_or(0, |place| place.slot.restarts()),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let now = self.now();
+        let control = self.places.first().map(|place| place.control_view(now));
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_s: now.as_secs(),
+            is_draining: self.phase != Phase::Serving,
+            addresses: self.plan.addresses.clone(),
+            state_dir: self.plan.state.path().display().to_string(),
+            gateway: self.gateway(),
+            control: control.unwrap_or_else(|| Place::new(Role::Control).control_view(now)),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! All unsafe code of this crate: what a child inherits.
+//!
+//! Invariant: every descriptor of the supervisor closes at exec, except those that [`bequeath`] names for one child.
+
+#![expect(
+    unsafe_code,
+    reason = "close_range and the step between fork and exec have no safe form"
+)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+
+use fleet_protocol::slot::CHANNEL_FD;
+use nix::libc;
+use tokio::process::Command;
+
+/// Makes descriptors that this process was started with close at exec, and occupies the number that children know
+/// their channel by, so that nothing else of ours gets it. Call it first.
+pub(crate) fn prepare_descriptors() -> io::Result<()> {
+    let first = libc::c_uint::try_from(CHANNEL_FD).unwrap_or(3);
+    // SAFETY: the call takes plain numbers and only sets a flag on descriptors.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let filler = File::open("/dev/null")?;
+    if filler.as_raw_fd() == CHANNEL_FD {
+        // It stays open for the life of the process. If it got another number, that one was occupied already.
+        let _ = filler.into_raw_fd();
+    }
+    Ok(())
+}
+
+/// Lets the child of `command` keep `channel` as [`CHANNEL_FD`] and the descriptors in `keep` under their own
+/// numbers. The caller keeps all of `keep` open until the child is spawned.
+pub(crate) fn bequeath(command: &mut Command, channel: OwnedFd, keep: Vec<RawFd>) {
+    let hook = move || {
+        // SAFETY: dup2 and fcntl take plain numbers and may be called between fork and exec. `channel` is owned by
+        // this closure and the descriptors in `keep` are open in the parent at the time of the fork. No number of
+        // theirs is CHANNEL_FD, which prepare_descriptors occupied before any of them was opened.
+        unsafe {
+            if libc::dup2(channel.as_raw_fd(), CHANNEL_FD) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            for fd in &keep {
+                if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the hook calls only dup2 and fcntl, allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(hook);
+    }
+}
