@@ -1,0 +1,111 @@
+//! Threads of the generator, each with its own runtime and its own descriptor table.
+//!
+//! The limit of open files counts per table, and a thread may leave the shared one: so a generator with four threads
+//! holds four times as many sockets. The price: a descriptor number means nothing in another thread, and a runtime's
+//! waker is a descriptor. Invariant: a lane is never woken from outside; it looks at [`Shared`] every [`TICK`].
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::time::Instant;
+
+/// How late a lane may notice what the main thread wants.
+pub(super) const TICK: Duration = Duration::from_millis(20);
+
+/// What lanes and main thread know of each other.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    /// Lanes end.
+    pub(super) stop: AtomicBool,
+    /// The measured phase.
+    pub(super) measured: OnceLock<(Instant, Instant)>,
+    /// Hosts or connections that are where they should be before measuring.
+    pub(super) ready: AtomicU64,
+    /// Exchanges that ended.
+    pub(super) exchanges: AtomicU64,
+    /// Of those, failed.
+    pub(super) failures: AtomicU64,
+    /// Lines that servers took.
+    pub(super) lines: AtomicU64,
+    /// Turns now under way.
+    pub(super) in_flight: AtomicU64,
+}
+
+impl Shared {
+    /// Whether to end.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Asks the lanes to end.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Adds one.
+    pub(super) fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A running lane.
+pub(super) type Lane<T> = JoinHandle<anyhow::Result<T>>;
+
+/// Starts `count` lanes; each runs the future that `work` makes in it. To be called before anything is opened.
+pub(super) fn start<T, F, W>(count: usize, work: W) -> anyhow::Result<Vec<Lane<T>>>
+where
+    T: Send + 'static,
+    F: Future<Output = anyhow::Result<T>>,
+    W: Fn(usize) -> F + Send + Sync + 'static,
+{
+    // Tokio keeps one pair of sockets for signals in the process, and every runtime copies its descriptor: the pair
+    // must be there before the first table is copied.
+    drop(runtime()?);
+    let work = Arc::new(work);
+    (0..count)
+        .map(|lane| {
+            let work = work.clone();
+            std::thread::Builder::new()
+                .name(format!("lane-{lane}"))
+                .spawn(move || run(count > 1, move || work(lane)))
+                .context("start a thread")
+        })
+        .collect()
+}
+
+fn run<T, F: Future<Output = anyhow::Result<T>>>(
+    has_own_table: bool,
+    work: impl FnOnce() -> F,
+) -> anyhow::Result<T> {
+    if has_own_table {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES)
+            .context("give a thread its own descriptor table")?;
+    }
+    runtime()?.block_on(work())
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start a runtime")
+}
+
+/// The results of all lanes; the first error ends it.
+pub(super) fn join<T>(lanes: Vec<Lane<T>>) -> anyhow::Result<Vec<T>> {
+    lanes
+        .into_iter()
+        .map(|lane| {
+            lane.join()
+                .unwrap_or_else(|_| anyhow::bail!("a thread of the generator panicked"))
+        })
+        .collect()
+}
+
+/// Whether a lane has ended before it was asked to.
+pub(super) fn has_ended<T>(lanes: &[Lane<T>]) -> bool {
+    lanes.iter().any(JoinHandle::is_finished)
+}

@@ -1,0 +1,38 @@
+//! The load scenarios behind the command line.
+
+mod exchange;
+mod idle;
+mod lane;
+mod machine;
+mod options;
+mod population;
+mod procfs;
+mod progress;
+mod report;
+mod steady;
+mod tally;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use options::{Options, Scenario};
+
+/// Runs what the command line says. Exit code 0 when every exchange succeeded, 1 when some failed, 64 when the run could
+/// not be made.
+pub fn run() -> ExitCode {
+    let options = Options::parse();
+    let done = match options.scenario {
+        Scenario::Steady(options) => steady::run(&options),
+        Scenario::Exchange(options) => exchange::run(&options),
+        Scenario::Idle(options) => idle::run(&options),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("fleet-loadtest: {error:#}");
+            ExitCode::from(64)
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use fleet_protocol::secret::Secret;
+
+use crate::agent::{Paths, Settings};
+use crate::client::Dialer;
+use crate::schedule::Profile;
+use crate::target::{Sources, Target};
+use crate::tls::{Trust, Versions, client_config};
+
+/// Simulated osquery agents: load scenarios and their report.
+#[derive(Debug, Parser)]
+#[command(name = "fleet-loadtest", version, max_term_width = 100)]
+pub(super) struct Options {
+    /// What to do.
+    #[command(subcommand)]
+    pub(super) scenario: Scenario,
+}
+
+/// The scenarios.
+#[derive(Debug, Subcommand)]
+pub(super) enum Scenario {
+    /// Hosts that enroll and then poll at their intervals (open loop: the schedule does not wait for the server).
+    Steady(Steady),
+    /// Full handshake, one POST, close, as fast as it goes (closed loop); CPU per exchange, beside a peer if wanted.
+    Exchange(Exchange),
+    /// Connections that are opened, used once and then held idle; memory per connection.
+    Idle(Idle),
+}
+
+/// Options of every scenario.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Common {
+    /// Server addresses, https://HOST[:PORT], separated by commas; hosts use them in turn.
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub(super) server: Vec<String>,
+    /// Source addresses: a list, ranges (127.0.0.2-127.0.0.50) or blocks (127.9.0.0/24). Toward loopback the default
+    /// is 127.0.0.2-127.0.0.65, because a source has only about 28,000 ports and a port rests a minute after use.
+    #[arg(long)]
+    pub(super) source: Option<String>,
+    /// Certificates that the server's is checked against, PEM.
+    #[arg(long)]
+    pub(super) ca: Option<PathBuf>,
+    /// Check neither certificate nor signature.
+    #[arg(long)]
+    pub(super) insecure: bool,
+    /// TLS versions to offer.
+    #[arg(long, value_enum, default_value = "both")]
+    pub(super) tls: Versions,
+    /// File that holds the enroll secret.
+    #[arg(long)]
+    pub(super) enroll_secret_file: Option<PathBuf>,
+    /// The enroll secret. Prefer the file or the environment: arguments are visible to everybody.
+    #[arg(
+        long,
+        env = "FLEET_LOADTEST_ENROLL_SECRET",
+        hide_env_values = true,
+        conflicts_with = "enroll_secret_file"
+    )]
+    pub(super) enroll_secret: Option<String>,
+    /// Use /api/osquery/… instead of /api/v1/osquery/….
+    #[arg(long)]
+    pub(super) unversioned: bool,
+    /// Hosts follow from it: the same seed gives the same hosts.
+    #[arg(long, default_value_t = 1)]
+    pub(super) seed: u64,
+    /// Threads, each with a runtime and a descriptor table of its own; 0 is as many as the descriptors need.
+    #[arg(long, visible_alias = "processes", default_value_t = 0)]
+    pub(super) threads: usize,
+    /// Pid of the server's first process: CPU and memory of it and its descendants are reported.
+    #[arg(long)]
+    pub(super) server_tree: Vec<u32>,
+    /// Pids of server processes.
+    #[arg(long, value_delimiter = ',')]
+    pub(super) server_pids: Vec<u32>,
+    /// Print the report as JSON, or write it to FILE beside the tables.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub(super) json: Option<PathBuf>,
+}
+
+/// When hosts start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Start {
+    /// Evenly over the ramp.
+    Spread,
+    /// All in the same moment; they stay in step.
+    AtOnce,
+}
+
+/// When a thread's next turn begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Pace {
+    /// At intended times, one interval apart: a slow server gets the load all the same, and its delay is seen.
+    Grid,
+    /// An interval after the last turn's end, as osquery does; for servers that hold reads open.
+    Agent,
+}
+
+/// Options of `steady`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Steady {
+    /// Common options.
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Simulated hosts.
+    #[arg(long)]
+    pub(super) hosts: u32,
+    /// Length of the measured phase, after enrolment.
+    #[arg(long)]
+    pub(super) seconds: u64,
+    /// Intervals of the agents.
+    #[arg(long, value_enum, default_value = "fleet")]
+    pub(super) profile: Profile,
+    /// When hosts start.
+    #[arg(long, value_enum, default_value = "spread")]
+    pub(super) start: Start,
+    /// Seconds over which hosts start; default: 400 hosts a second.
+    #[arg(long)]
+    pub(super) ramp: Option<u64>,
+    /// Longest wait, after the ramp, for the last host to have enrolled and sent its first details.
+    #[arg(long, default_value_t = 120)]
+    pub(super) ramp_wait: u64,
+    /// Seconds between the end of enrolment and the measured phase.
+    #[arg(long, default_value_t = 5)]
+    pub(super) settle: u64,
+    /// When turns begin.
+    #[arg(long, value_enum, default_value = "grid")]
+    pub(super) pace: Pace,
+    /// Log lines that each host produces a minute; one in ten is a status line.
+    #[arg(long, default_value_t = 0.2)]
+    pub(super) log_lines_per_host_minute: f64,
+    /// Log turns in a thousand that carry an oddity: invalid UTF-8, no lines, a 1 MiB line, 0.5 MB, old status lines.
+    #[arg(long, default_value_t = 5)]
+    pub(super) odd_per_mille: u32,
+    /// Compress logs (`logger_tls_compress`).
+    #[arg(long)]
+    pub(super) gzip_logs: bool,
+    /// Keep connections (`Connection: keep-alive`), which no osquery since 4.1 does.
+    #[arg(long)]
+    pub(super) reuse: bool,
+}
+
+/// What `exchange` sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ExchangeRoute {
+    /// Distributed read with nothing due, of an enrolled host.
+    Read,
+    /// Config, of an enrolled host.
+    Config,
+    /// A read to a server that knows no enrolment.
+    Raw,
+}
+
+/// Options of `exchange`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Exchange {
+    /// Common options.
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Exchanges at the same time.
+    #[arg(long, default_value_t = 16)]
+    pub(super) connections: u32,
+    /// Measured seconds for each server.
+    #[arg(long, default_value_t = 30)]
+    pub(super) seconds: u64,
+    /// Seconds of one round; with --compare, rounds alternate.
+    #[arg(long, default_value_t = 5)]
+    pub(super) round: u64,
+    /// What to send.
+    #[arg(long, value_enum, default_value = "read")]
+    pub(super) route: ExchangeRoute,
+    /// Another server to measure in the same run, such as nginx with a static answer (see peer-nginx.sh).
+    #[arg(long)]
+    pub(super) compare: Option<String>,
+    /// What the report calls it.
+    #[arg(long, default_value = "peer")]
+    pub(super) compare_name: String,
+    /// CA file of the other server; default: the same.
+    #[arg(long)]
+    pub(super) compare_ca: Option<PathBuf>,
+    /// Pid of the other server's first process.
+    #[arg(long)]
+    pub(super) compare_tree: Vec<u32>,
+}
+
+/// Options of `idle`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Idle {
+    /// Common options.
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Connections to hold.
+    #[arg(long)]
+    pub(super) connections: u32,
+    /// Seconds to hold them.
+    #[arg(long, default_value_t = 10)]
+    pub(super) seconds: u64,
+    /// Enrolled hosts behind them.
+    #[arg(long, default_value_t = 1)]
+    pub(super) hosts: u32,
+    /// Connections opened at the same time by each thread.
+    #[arg(long, default_value_t = 32)]
+    pub(super) concurrency: u32,
+}
+
+impl Common {
+    /// Parsed and resolved `--server`.
+    pub(super) fn targets(&self) -> anyhow::Result<Vec<Arc<Target>>> {
+        self.server
+            .iter()
+            .map(|url| Target::parse(url).map(Arc::new))
+            .collect()
+    }
+
+    /// Where connections come from.
+    pub(super) fn sources(&self, targets: &[Arc<Target>]) -> anyhow::Result<Sources> {
+        match &self.source {
+            Some(text) => Sources::parse(text).context("--source"),
+            None => Ok(Sources::default_for(targets)),
+        }
+    }
+
+    /// How connections are made, with `ca` in place of `--ca`.
+    pub(super) fn dialer(&self, sources: &Sources, ca: Option<&PathBuf>) -> anyhow::Result<Dialer> {
+        let trust = match ca.or(self.ca.as_ref()) {
+            _ if self.insecure => Trust::Nothing,
+            Some(path) => Trust::CaFile(path.clone()),
+            None => anyhow::bail!("give --ca FILE, or --insecure to check nothing"),
+        };
+        Ok(Dialer::new(
+            client_config(&trust, self.tls)?,
+            sources.clone(),
+        ))
+    }
+
+    /// The agents' flags.
+    pub(super) fn settings(&self) -> anyhow::Result<Settings> {
+        let secret = match (&self.enroll_secret_file, &self.enroll_secret) {
+            (Some(path), _) => std::fs::read_to_string(path)
+                .with_context(|| format!("read enroll secret {}", path.display()))?
+                .trim()
+                .to_owned(),
+            (None, Some(secret)) => secret.clone(),
+            (None, None) => String::new(),
+        };
+        let mut settings = Settings::new(Secret::new(secret));
+        if self.unversioned {
+            settings.paths = Paths::fleet_unversioned();
+        }
+        Ok(settings)
+    }
+
+    /// Threads for that many sockets at a time.
+    pub(super) fn threads_for(&self, sockets: u32) -> usize {
+        /// Of the 20,000 that an ordinary limit allows a table.
+        const SOCKETS_PER_THREAD: u32 = 18_000;
+        match self.threads {
+            0 => usize::try_from(sockets.div_ceil(SOCKETS_PER_THREAD).max(1)).unwrap_or(1),
+            threads => threads,
+        }
+    }
+}

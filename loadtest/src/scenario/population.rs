@@ -1,0 +1,334 @@
+//! The hosts of one lane and what they do next: a heap of due turns, and a task for each turn under way.
+//!
+//! Owns hosts and heap. Invariant: a host's thread has at most one turn under way or in the heap.
+
+use std::cmp::Ordering as Order;
+use std::collections::BinaryHeap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fleet_protocol::agent::LogType;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::lane::{Shared, TICK};
+use super::options::Pace;
+use super::tally::Tally;
+use crate::agent::{Agent, Exchange, Observer};
+use crate::client::DEADLINE;
+use crate::host::Release;
+use crate::lines::{self, Oddity};
+use crate::schedule::Intervals;
+
+/// Phases that are counted apart.
+pub(super) const PHASES: usize = 3;
+/// Before the measured phase; the measured phase; after it.
+pub(super) type Tallies = Arc<Mutex<[Tally; PHASES]>>;
+
+/// Counts exchanges by the phase in which they were due.
+pub(super) struct Recorder {
+    pub(super) shared: Arc<Shared>,
+    pub(super) tallies: Tallies,
+}
+
+impl Observer for Recorder {
+    fn observe(&self, exchange: &Exchange, intended_at: Instant) {
+        Shared::count(&self.shared.exchanges);
+        if !exchange.is_success() {
+            Shared::count(&self.shared.failures);
+        }
+        let phase = match self.shared.measured.get() {
+            Some((begin, _)) if intended_at < *begin => 0,
+            Some((_, end)) if intended_at < *end => 1,
+            Some(_) => 2,
+            None => 0,
+        };
+        let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tally) = tallies.get_mut(phase) {
+            tally.record(exchange, intended_at);
+        }
+    }
+}
+
+/// One host of the run.
+pub(super) struct Member {
+    pub(super) agent: Agent,
+    /// Log lines produced so far.
+    lines: AtomicU64,
+    /// Enrolled, configured, first details delivered.
+    is_ready: AtomicBool,
+    started_at: std::sync::OnceLock<Instant>,
+}
+
+impl Member {
+    pub(super) fn new(agent: Agent) -> Self {
+        Self {
+            agent,
+            lines: AtomicU64::new(0),
+            is_ready: AtomicBool::new(false),
+            started_at: std::sync::OnceLock::new(),
+        }
+    }
+}
+
+/// What all hosts of a run have in common.
+#[derive(Clone, Debug)]
+pub(super) struct Habits {
+    pub(super) intervals: Intervals,
+    pub(super) pace: Pace,
+    /// Time between two lines of a host; `None` for no lines.
+    pub(super) line_spacing: Option<Duration>,
+    pub(super) odd_per_mille: u32,
+}
+
+/// The threads of an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Thread {
+    Start,
+    Config,
+    Read,
+    Log,
+}
+
+/// A turn in the heap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Due {
+    at: Instant,
+    member: usize,
+    thread: Thread,
+}
+
+impl Ord for Due {
+    /// The earliest is the greatest, as a max-heap needs it.
+    fn cmp(&self, other: &Self) -> Order {
+        other
+            .at
+            .cmp(&self.at)
+            .then_with(|| other.member.cmp(&self.member))
+    }
+}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<Order> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Turns that tasks want to be made next.
+#[derive(Default)]
+struct Next {
+    turns: Mutex<Vec<Due>>,
+    notify: Notify,
+}
+
+/// The hosts of one lane.
+pub(super) struct Population {
+    members: Vec<Arc<Member>>,
+    habits: Arc<Habits>,
+    shared: Arc<Shared>,
+    heap: BinaryHeap<Due>,
+    next: Arc<Next>,
+}
+
+impl Population {
+    /// Hosts with the times at which they start.
+    pub(super) fn new(
+        members: Vec<(Member, Instant)>,
+        habits: Habits,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let heap = members
+            .iter()
+            .enumerate()
+            .map(|(member, (_, at))| Due {
+                at: *at,
+                member,
+                thread: Thread::Start,
+            })
+            .collect();
+        Self {
+            members: members
+                .into_iter()
+                .map(|(member, _)| Arc::new(member))
+                .collect(),
+            habits: Arc::new(habits),
+            shared,
+            heap,
+            next: Arc::default(),
+        }
+    }
+
+    /// Makes all turns at their time until told to stop, then waits for those under way.
+    pub(super) async fn live(mut self) {
+        while !self.shared.is_stopped() {
+            let fresh = std::mem::take(
+                &mut *self
+                    .next
+                    .turns
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
+            self.heap.extend(fresh);
+            let now = Instant::now();
+            while let Some(due) = self.heap.peek().copied().filter(|due| due.at <= now) {
+                self.heap.pop();
+                self.begin(due);
+            }
+            let wake_at = self
+                .heap
+                .peek()
+                .map_or(now + TICK, |due| due.at.min(now + TICK));
+            tokio::select! {
+                () = tokio::time::sleep_until(wake_at) => {}
+                () = self.next.notify.notified() => {}
+            }
+        }
+        let deadline = Instant::now() + DEADLINE + Duration::from_secs(1);
+        while self.shared.in_flight.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    fn begin(&self, due: Due) {
+        let Some(member) = self.members.get(due.member).cloned() else {
+            return;
+        };
+        let (habits, shared, next) = (self.habits.clone(), self.shared.clone(), self.next.clone());
+        shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        tokio::spawn(async move {
+            let turns = turn(&member, &habits, &shared, due).await;
+            shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+            let mut waiting = next.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.extend(turns);
+            drop(waiting);
+            next.notify.notify_one();
+        });
+    }
+}
+
+/// Makes one turn; gives the turns that follow from it.
+async fn turn(member: &Member, habits: &Habits, shared: &Shared, due: Due) -> Vec<Due> {
+    let after = |thread: Thread, at: Instant| Due {
+        at,
+        member: due.member,
+        thread,
+    };
+    match due.thread {
+        Thread::Start => {
+            member.agent.start_round(due.at).await;
+            let now = Instant::now();
+            let _ = member.started_at.set(due.at);
+            // The other threads begin once the main thread is through.
+            vec![
+                after(Thread::Config, due.at.max(now) + habits.intervals.config),
+                after(Thread::Read, now),
+                after(Thread::Log, log_at(member, habits, now)),
+            ]
+        }
+        Thread::Config => {
+            let round = member.agent.config_round(due.at).await;
+            let at = next_at(habits.pace, due.at, round.is_success, round.wait);
+            vec![after(Thread::Config, at)]
+        }
+        Thread::Read => {
+            let round = member.agent.read_round(due.at).await;
+            let is_well = round.is_success && round.write != Some(false);
+            if is_well && !member.is_ready.swap(true, Ordering::Relaxed) {
+                Shared::count(&shared.ready);
+            }
+            let at = next_at(habits.pace, due.at, is_well, round.wait);
+            vec![after(Thread::Read, at)]
+        }
+        Thread::Log => {
+            log_turn(member, habits, shared, due.at).await;
+            let has_rest = member.agent.buffered_lines(LogType::Result).await > 0
+                || member.agent.buffered_lines(LogType::Status).await > 0;
+            let now = Instant::now();
+            let at = if has_rest {
+                due.at.max(now) + habits.intervals.log
+            } else {
+                log_at(member, habits, now.max(due.at))
+            };
+            vec![after(Thread::Log, at)]
+        }
+    }
+}
+
+/// The next intended time: on the grid while all is well, else a wait from now, as the agent does.
+fn next_at(pace: Pace, intended_at: Instant, is_well: bool, wait: Duration) -> Instant {
+    match pace {
+        Pace::Grid if is_well => intended_at + wait,
+        Pace::Grid | Pace::Agent => Instant::now() + wait,
+    }
+}
+
+/// The first tick of the logger thread, after `now`, at which a line waits. Ticks without lines send nothing, so they
+/// need not be made.
+fn log_at(member: &Member, habits: &Habits, now: Instant) -> Instant {
+    /// For hosts that never log.
+    const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    let started_at = *member.started_at.get().unwrap_or(&now);
+    let Some(spacing) = habits.line_spacing else {
+        return now + FAR;
+    };
+    let line_at = line_time(member, spacing);
+    let from = line_at.max(now - started_at);
+    let period = habits.intervals.log.as_secs_f64();
+    let ticks = (from.as_secs_f64() / period).floor() + 1.0;
+    started_at + Duration::from_secs_f64(ticks * period)
+}
+
+/// When the host's next line is produced, since its start. The first comes within one spacing, differently by host.
+fn line_time(member: &Member, spacing: Duration) -> Duration {
+    let phase = member.agent.host().number(4) % 1000;
+    let lines = u32::try_from(member.lines.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+    let offset = spacing.mul_f64(super::tally::as_f64(phase) / 1000.0);
+    spacing.saturating_mul(lines) + offset
+}
+
+async fn log_turn(member: &Member, habits: &Habits, shared: &Shared, intended_at: Instant) {
+    let (Some(spacing), Some(started_at)) = (habits.line_spacing, member.started_at.get()) else {
+        return;
+    };
+    let agent = &member.agent;
+    let at = crate::unix_now();
+    while line_time(member, spacing) <= intended_at.saturating_duration_since(*started_at) {
+        let number = member.lines.fetch_add(1, Ordering::Relaxed);
+        if number % 10 == 9 {
+            let line = lines::status_line(agent.host(), at, number);
+            agent.buffer_line(LogType::Status, line).await;
+        } else {
+            let line = lines::result_line(agent.host(), at, number);
+            agent.buffer_line(LogType::Result, line).await;
+        }
+    }
+    if fastrand::u32(0..1000) < habits.odd_per_mille {
+        add_oddity(agent, at).await;
+    }
+    let round = agent.log_round(intended_at).await;
+    let delivered = u64::try_from(round.delivered).unwrap_or(0);
+    shared.lines.fetch_add(delivered, Ordering::Relaxed);
+}
+
+async fn add_oddity(agent: &Agent, at: Duration) {
+    let index = fastrand::usize(..Oddity::ALL.len());
+    let Some(oddity) = Oddity::ALL.get(index) else {
+        return;
+    };
+    match oddity.result_lines(agent.host(), at, 0) {
+        Some(lines) if lines.is_empty() => {
+            agent.log(LogType::Result, &[]).await;
+        }
+        Some(lines) => {
+            for line in lines {
+                agent.buffer_line(LogType::Result, line).await;
+            }
+        }
+        None => {
+            let old = agent.host().with_release(Release::OLD);
+            let line = lines::status_line(&old, at, 0);
+            agent.buffer_line(LogType::Status, line).await;
+        }
+    }
+}

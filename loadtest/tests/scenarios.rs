@@ -1,0 +1,164 @@
+//! The binary against a recording server: its scenarios end, count right and report as JSON.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers of a test file fail the test"
+)]
+
+use std::path::Path;
+use std::process::Stdio;
+
+use fleet_loadtest::listener::{Listener, Received, Reply};
+use serde_json::Value;
+
+async fn start(dir: &Path, respond: fn(&Received) -> Reply) -> Listener {
+    let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(dir.join("ca.pem"), certified.cert.pem()).unwrap();
+    let key = certified.signing_key.serialize_pem();
+    Listener::start(&certified.cert.pem(), &key, respond)
+        .await
+        .unwrap()
+}
+
+async fn run(dir: &Path, listener: &Listener, args: &[&str]) -> (bool, Value) {
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_fleet-loadtest"))
+        .args(args)
+        .arg("--server")
+        .arg(format!("https://{}", listener.address()))
+        .args(["--enroll-secret", "s3cr3t", "--json"])
+        .arg(format!("--server-pids={}", std::process::id()))
+        .arg("--ca")
+        .arg(dir.join("ca.pem"))
+        .stderr(Stdio::inherit())
+        .output()
+        .await
+        .unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(!report.to_string().contains("s3cr3t"));
+    (output.status.success(), report)
+}
+
+fn accept_all(received: &Received) -> Reply {
+    match received.path.as_str() {
+        path if path.ends_with("/enroll") => Reply::ok(r#"{"node_key":"key"}"#),
+        _ => Reply::ok("{}"),
+    }
+}
+
+fn refuse_logs(received: &Received) -> Reply {
+    if received.path.ends_with("/log") {
+        Reply::ok(r#"{"error":"no logs today"}"#)
+    } else {
+        accept_all(received)
+    }
+}
+
+fn hold_open(received: &Received) -> Reply {
+    match accept_all(received) {
+        Reply::Answer { status, body, .. } => Reply::Answer {
+            status,
+            headers: "",
+            body,
+        },
+        other => other,
+    }
+}
+
+fn route<'a>(phase: &'a Value, name: &str) -> Option<&'a Value> {
+    phase["routes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|row| row["route"] == name)
+}
+
+const STEADY: [&str; 15] = [
+    "steady",
+    "--hosts",
+    "8",
+    "--seconds",
+    "11",
+    "--profile",
+    "flagfile",
+    "--ramp",
+    "1",
+    "--settle",
+    "0",
+    "--log-lines-per-host-minute",
+    "60",
+    "--threads",
+    "2",
+];
+
+#[tokio::test]
+async fn steady_counts_phases_and_routes() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = start(dir.path(), accept_all).await;
+    let (is_clean, report) = run(dir.path(), &listener, &STEADY).await;
+    assert!(is_clean, "{report}");
+    let [enrolment, steady] = report["phases"].as_array().unwrap().as_slice() else {
+        panic!("{report}");
+    };
+    assert_eq!(route(enrolment, "enroll").unwrap()["exchanges"], 8);
+    assert!(route(steady, "enroll").is_none());
+    for name in ["config", "read", "log"] {
+        assert!(
+            route(steady, name).unwrap()["exchanges"].as_u64() >= Some(8),
+            "{name}: {report}"
+        );
+    }
+    assert_eq!(
+        report["servers"][1]["processes"][0]["pid"],
+        std::process::id()
+    );
+}
+
+#[tokio::test]
+async fn steady_fails_when_exchanges_fail() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = start(dir.path(), refuse_logs).await;
+    let (is_clean, report) = run(dir.path(), &listener, &STEADY).await;
+    assert!(!is_clean, "{report}");
+    let details = &report["phases"][1]["details"];
+    assert!(
+        details["log error_object: no logs today"].as_u64() > Some(0),
+        "{report}"
+    );
+}
+
+#[tokio::test]
+async fn exchange_alternates_between_two_servers() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = start(dir.path(), accept_all).await;
+    let peer = format!("--compare=https://{}", listener.address());
+    let args = [
+        "exchange",
+        "--connections=2",
+        "--seconds=2",
+        "--round=1",
+        &peer,
+    ];
+    let (is_clean, report) = run(dir.path(), &listener, &args).await;
+    assert!(is_clean, "{report}");
+    let rounds = report["rounds"].as_array().unwrap();
+    assert_eq!(rounds.len(), 2);
+    for side in rounds {
+        assert_eq!(side["exchanges_per_s"].as_array().unwrap().len(), 2);
+        assert!(side["exchanges_per_s"][0].as_f64() > Some(0.0), "{report}");
+    }
+}
+
+#[tokio::test]
+async fn idle_holds_what_the_server_lets_it_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = start(dir.path(), hold_open).await;
+    let args = ["idle", "--connections=20", "--seconds=1"];
+    let (is_held, report) = run(dir.path(), &listener, &args).await;
+    assert!(is_held, "{report}");
+    assert_eq!(report["idle"]["open_at_end"], 20);
+
+    let closing = start(dir.path(), accept_all).await;
+    let (is_held, report) = run(dir.path(), &closing, &args).await;
+    assert!(!is_held);
+    assert_eq!(report["idle"]["refused_reuse"], 20);
+}
