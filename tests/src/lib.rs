@@ -1,0 +1,11 @@
+//! The harness of the end-to-end tests: real processes in a temporary directory, real stores on private sockets, and
+//! a client that shows exactly what a server said.
+//!
+//! Rules: wait for a condition with a deadline, never for a time; take ports from the kernel; end only what was
+//! started here.
+
+pub mod gateway;
+pub mod https;
+pub mod process;
+pub mod stores;
+pub mod wait;

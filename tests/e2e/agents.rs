@@ -1,0 +1,411 @@
+//! Every agent endpoint, the way a good agent uses it.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use fleet_tests::gateway::{Gateway, read};
+use fleet_tests::https::{Answer, enroll_body};
+use fleet_tests::wait;
+use serde_json::{Value, json};
+
+const PREFIXES: [&str; 2] = ["/api/osquery", "/api/v1/osquery"];
+
+fn accepted(answer: &Answer) {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(!answer.object().contains_key("error"), "{answer:?}");
+}
+
+#[test]
+fn both_prefixes_serve_every_endpoint() {
+    let gateway = Gateway::start();
+    for prefix in PREFIXES {
+        let post = |path: &str, body: Value| {
+            gateway
+                .https
+                .post(&format!("{prefix}/{path}"), &body)
+                .unwrap()
+        };
+        let enrolled = post(
+            "enroll",
+            enroll_body(&gateway.secret(), &format!("host{}", prefix.len())),
+        );
+        accepted(&enrolled);
+        let key = enrolled.object()["node_key"].clone();
+        for (path, body) in [
+            ("config", json!({"node_key": key})),
+            ("distributed/read", json!({"node_key": key})),
+            (
+                "distributed/write",
+                json!({"queries": {}, "statuses": {}, "node_key": key}),
+            ),
+            (
+                "log",
+                json!({"data": [], "log_type": "status", "node_key": key}),
+            ),
+        ] {
+            accepted(&post(path, body));
+        }
+    }
+}
+
+#[test]
+fn answers_end_with_close_notify_and_one_exact_close_header() {
+    let gateway = Gateway::start();
+    let key = gateway.https.enroll(&gateway.secret(), "web-1");
+    let answer = gateway
+        .https
+        .post("/api/osquery/config", &json!({"node_key": key}))
+        .unwrap();
+    assert!(answer.is_cleanly_closed);
+    assert!(
+        answer.head.contains("\r\nConnection: close"),
+        "{}",
+        answer.head
+    );
+    assert_eq!(
+        answer.header("content-length"),
+        Some(answer.body.len().to_string().as_str())
+    );
+}
+
+#[test]
+fn enrolment_is_idempotent_and_wrong_secrets_get_no_key() {
+    let gateway = Gateway::start();
+    let first = gateway.https.enroll(&gateway.secret(), "web-1");
+    assert_eq!(gateway.https.enroll(&gateway.secret(), "web-1"), first);
+    assert_ne!(gateway.https.enroll(&gateway.secret(), "web-2"), first);
+    let refused = gateway
+        .https
+        .post("/api/osquery/enroll", &enroll_body("wrong", "web-3"))
+        .unwrap();
+    assert_eq!(refused.status, 401);
+    assert!(!refused.object().contains_key("node_key"));
+    assert_eq!(
+        gateway
+            .ctl(&["get", "hosts", "--json"])
+            .matches("web-3")
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn due_details_are_handed_out_once_and_fill_the_host() {
+    let gateway = Gateway::start();
+    let key = gateway.https.enroll(&gateway.secret(), "web-1");
+    let read = || {
+        gateway
+            .https
+            .post("/api/osquery/distributed/read", &json!({"node_key": key}))
+            .unwrap()
+            .object()
+    };
+    let work = read();
+    let queries = work["queries"].as_object().unwrap();
+    assert!(
+        queries
+            .keys()
+            .any(|name| name == "fleet_detail_query_system_info"),
+        "{queries:?}"
+    );
+    for (name, sql) in queries {
+        assert!(
+            sql.as_str().is_some_and(|sql| !sql.trim().is_empty()),
+            "{name}"
+        );
+        let discovery = &work["discovery"][name];
+        assert!(
+            discovery.as_str().is_some_and(|sql| !sql.trim().is_empty()),
+            "{name}"
+        );
+    }
+    assert!(read().get("queries").is_none(), "handed out twice");
+
+    let rows = json!({
+        "fleet_detail_query_system_info": [{"hostname": "renamed.example.com", "computer_name": "renamed",
+            "uuid": "uuid-of-web-1", "cpu_brand": "Other CPU", "physical_memory": "1024",
+            "hardware_vendor": "V", "hardware_model": "M", "hardware_serial": "S"}],
+        "fleet_detail_query_uptime": "",
+    });
+    let statuses: serde_json::Map<_, _> = queries
+        .keys()
+        .map(|name| (name.clone(), json!("0")))
+        .collect();
+    accepted(
+        &gateway
+            .https
+            .post(
+                "/api/osquery/distributed/write",
+                &json!({"queries": rows, "statuses": statuses, "messages": {}, "stats": {}, "node_key": key}),
+            )
+            .unwrap(),
+    );
+    wait::until("the host carries its new name", || {
+        gateway
+            .ctl(&["get", "host", "web-1", "--json"])
+            .contains("renamed.example.com")
+            .then_some(())
+    });
+    assert!(
+        read().get("queries").is_none(),
+        "details are due again at once"
+    );
+}
+
+#[test]
+fn logs_of_both_kinds_keep_their_lines_exactly() {
+    let gateway = Gateway::start();
+    let key = gateway.https.enroll(&gateway.secret(), "web-1");
+    let result =
+        r#"{"name":"pack/ir/p","columns":{"pid":"1","path":"/a b\\c"},"unixTime":1759253850}"#;
+    let status = r#"{"severity":"1","line":"12","message":"old agents say numbers as text"}"#;
+    for (log_type, line) in [("result", result), ("status", status)] {
+        let body = format!(r#"{{"data":[{line}],"log_type":"{log_type}","node_key":"{key}"}}"#);
+        accepted(
+            &gateway
+                .https
+                .post_bytes("/api/osquery/log", "", body.as_bytes())
+                .unwrap(),
+        );
+        assert_eq!(gateway.journal(log_type), [line]);
+    }
+}
+
+#[test]
+fn the_key_may_stand_in_the_header_or_anywhere_in_the_body() {
+    let gateway = Gateway::start();
+    let key = gateway.https.enroll(&gateway.secret(), "web-1");
+    let header = format!("Authorization: NodeKey {key}\r\n");
+    for (headers, body) in [
+        (
+            header.as_str(),
+            r#"{"data":[{"n":1}],"log_type":"result"}"#.to_owned(),
+        ),
+        (
+            header.as_str(),
+            r#"{"data":[{"n":2}],"log_type":"result","node_key":"stale"}"#.to_owned(),
+        ),
+        (
+            "",
+            format!(r#"{{"node_key":"{key}","log_type":"result","data":[{{"n":3}}]}}"#),
+        ),
+        (
+            "",
+            format!(r#"{{"data":[{{"n":4}}],"node_key":"{key}","log_type":"result"}}"#),
+        ),
+    ] {
+        accepted(
+            &gateway
+                .https
+                .post_bytes("/api/osquery/log", headers, body.as_bytes())
+                .unwrap(),
+        );
+    }
+    assert_eq!(gateway.journal("result").len(), 4);
+}
+
+#[test]
+fn gzip_bodies_are_inflated() {
+    use std::io::Write;
+    let gateway = Gateway::start();
+    let key = gateway.https.enroll(&gateway.secret(), "web-1");
+    let body = format!(r#"{{"node_key":"{key}","log_type":"result","data":[{{"zipped":true}}]}}"#);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(body.as_bytes()).unwrap();
+    let zipped = encoder.finish().unwrap();
+    accepted(
+        &gateway
+            .https
+            .post_bytes("/api/osquery/log", "Content-Encoding: gzip\r\n", &zipped)
+            .unwrap(),
+    );
+    assert_eq!(gateway.journal("result"), [r#"{"zipped":true}"#]);
+}
+
+#[test]
+fn a_carve_arrives_whole_and_in_order() {
+    let gateway = Gateway::start();
+    let key = gateway.https.enroll(&gateway.secret(), "web-1");
+    let content: Vec<u8> = (0..2500_u32).map(|n| (n % 251) as u8).collect();
+    let begin = |request_id: &str| {
+        let body = json!({"block_count": 3, "block_size": 1000, "carve_size": 2500,
+            "carve_id": "c-1", "request_id": request_id, "node_key": key});
+        let object = gateway
+            .https
+            .post("/api/osquery/carve/begin", &body)
+            .unwrap()
+            .object();
+        object["session_id"].as_str().unwrap().to_owned()
+    };
+    let session = begin("r-1");
+    assert!(session.len() >= 32);
+    let block = |id: usize, session: &str| {
+        let data = STANDARD.encode(content.chunks(1000).nth(id).unwrap());
+        gateway.https.post(
+            "/api/osquery/carve/block",
+            &json!({"block_id": id, "session_id": session, "request_id": "r-1", "data": data}),
+        )
+    };
+    assert!(block(0, "guessed").unwrap().object().contains_key("error"));
+    accepted(&block(0, &session).unwrap());
+    assert!(
+        block(2, &session).unwrap().object().contains_key("error"),
+        "out of order"
+    );
+    for id in [1, 1, 2] {
+        // The second time stands for an answer that was lost.
+        accepted(&block(id, &session).unwrap());
+    }
+    let (other, _) = begin("r-2");
+    assert_ne!(other, session);
+    let stored = std::fs::read_dir(gateway.state("carves"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|end| end == "tar"))
+        .expect("a finished carve");
+    assert_eq!(std::fs::read(stored).unwrap(), content);
+}
+
+#[test]
+fn config_is_composed_for_platform_and_labels_and_never_varies() {
+    let gateway = Gateway::start();
+    let key = gateway.https.enroll(&gateway.secret(), "web-1");
+    gateway.apply(
+        r#"
+apiVersion: v1
+kind: query
+spec: {name: cpu, query: "SELECT * FROM cpu_time", interval: 600, platform: linux}
+---
+apiVersion: v1
+kind: query
+spec: {name: users, query: "SELECT * FROM users"}
+---
+apiVersion: v1
+kind: label
+spec: {name: webs, label_membership_type: manual, hosts: [web-1]}
+---
+apiVersion: v1
+kind: label
+spec: {name: others, label_membership_type: manual, hosts: []}
+---
+apiVersion: v1
+kind: pack
+spec:
+  name: people
+  targets: {labels: [webs]}
+  queries: [{query: users, name: users, interval: 60, snapshot: true}]
+---
+apiVersion: v1
+kind: pack
+spec:
+  name: not-here
+  targets: {labels: [others]}
+  queries: [{query: users, name: users, interval: 60}]
+---
+apiVersion: v1
+kind: config
+spec:
+  agent_options:
+    config:
+      options: {distributed_interval: 7, logger_tls_period: 8}
+    overrides:
+      platforms:
+        ubuntu:
+          options: {distributed_interval: 9}
+"#,
+    );
+    let config = || {
+        gateway
+            .https
+            .post("/api/osquery/config", &json!({"node_key": key}))
+            .unwrap()
+    };
+    let answer = wait::until("the new config is served", || {
+        let answer = config();
+        (answer.object().contains_key("packs") && answer.object().contains_key("options"))
+            .then_some(answer)
+    });
+    let object = answer.object();
+    // An override replaces; it does not merge.
+    assert_eq!(object["options"], json!({"distributed_interval": 9}));
+    let packs = object["packs"].as_object().unwrap();
+    assert_eq!(packs["people"]["queries"]["users"]["snapshot"], true);
+    assert_eq!(packs["Global"]["queries"]["cpu"]["interval"], 600);
+    assert!(!packs.contains_key("not-here"));
+    for _ in 0..20 {
+        assert_eq!(config().body, answer.body);
+    }
+}
+
+#[test]
+fn a_dynamic_label_is_asked_and_decides_the_config() {
+    let gateway = Gateway::start();
+    let key = gateway.https.enroll(&gateway.secret(), "web-1");
+    gateway.apply(
+        r#"
+apiVersion: v1
+kind: query
+spec: {name: users, query: "SELECT * FROM users"}
+---
+apiVersion: v1
+kind: label
+spec: {name: has-nginx, query: "SELECT 1 FROM processes WHERE name = 'nginx'"}
+---
+apiVersion: v1
+kind: pack
+spec:
+  name: people
+  targets: {labels: [has-nginx]}
+  queries: [{query: users, name: users, interval: 60}]
+"#,
+    );
+    let name = wait::until("the label query is handed out", || {
+        let work = gateway
+            .https
+            .post("/api/osquery/distributed/read", &json!({"node_key": key}))
+            .unwrap()
+            .object();
+        let queries = work.get("queries")?.as_object()?.clone();
+        queries
+            .keys()
+            .find(|name| name.starts_with("fleet_label_query_"))
+            .cloned()
+    });
+    accepted(
+        &gateway
+            .https
+            .post(
+                "/api/osquery/distributed/write",
+                &json!({"queries": {&name: [{"1": "1"}]}, "statuses": {&name: 0}, "node_key": key}),
+            )
+            .unwrap(),
+    );
+    wait::until("the pack is in the config", || {
+        let config = gateway
+            .https
+            .post("/api/osquery/config", &json!({"node_key": key}))
+            .unwrap()
+            .object();
+        config.get("packs")?.get("people").map(|_| ())
+    });
+}
+
+#[test]
+fn an_old_agent_finds_a_plain_flagfile_path_too() {
+    // The flagfile that `start` writes names every endpoint that this server serves.
+    let gateway = Gateway::start();
+    let flags = read(&gateway.state("osquery.flags"));
+    for tail in [
+        "enroll",
+        "config",
+        "distributed/read",
+        "distributed/write",
+        "log",
+        "carve/begin",
+        "carve/block",
+    ] {
+        assert!(
+            flags.contains(&format!("=/api/v1/osquery/{tail}")),
+            "{tail} is not in:\n{flags}"
+        );
+    }
+}

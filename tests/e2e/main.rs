@@ -1,0 +1,9 @@
+//! End to end: what users and agents see, with real processes. One binary, a module for each subject.
+
+mod agents;
+mod cli;
+mod contract;
+mod crash;
+mod first_start;
+mod operator;
+mod outage;

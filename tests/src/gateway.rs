@@ -1,0 +1,260 @@
+//! A whole gateway in a temporary directory.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::https::Https;
+use crate::process::{Process, binary, run};
+use crate::wait;
+
+/// Options of a gateway that is about to start.
+#[derive(Debug, Default)]
+pub struct Options {
+    flags: Vec<String>,
+}
+
+impl Options {
+    /// Sets an option by its dotted name.
+    pub fn set(mut self, dotted: &str, value: impl ToString) -> Self {
+        self.flags.push(format!(
+            "--{}={}",
+            dotted.replace('.', "_"),
+            value.to_string()
+        ));
+        self
+    }
+
+    pub fn start(self) -> Gateway {
+        Gateway::start_in(tempfile::tempdir().unwrap(), self)
+    }
+}
+
+/// A running supervisor with its children.
+#[derive(Debug)]
+pub struct Gateway {
+    pub supervisor: Process,
+    pub address: SocketAddr,
+    pub https: Https,
+    flags: Vec<String>,
+    dir: Option<TempDir>,
+}
+
+impl Gateway {
+    /// Two workers on a port of the kernel's choice, embedded store.
+    pub fn start() -> Self {
+        Options::default().start()
+    }
+
+    pub fn options() -> Options {
+        Options::default()
+    }
+
+    /// Starts in a directory that may hold the state of an earlier life.
+    pub fn start_in(dir: TempDir, options: Options) -> Self {
+        let mut flags = vec![
+            format!("--state_dir={}", dir.path().join("state").display()),
+            "--server_address=127.0.0.1:0".into(),
+            "--workers_count=2".into(),
+        ];
+        flags.extend(options.flags);
+        let _ = fs::remove_file(dir.path().join("state/run/addresses"));
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(dir.path().join("log.txt"))
+            .unwrap();
+        let banner = fs::File::create(dir.path().join("banner.txt")).unwrap();
+        let mut supervisor = Process::spawn(
+            Command::new(binary("fleet-supervisor"))
+                .arg("start")
+                .args(&flags)
+                .stdin(Stdio::null())
+                .stdout(banner)
+                .stderr(log),
+        );
+        let addresses = dir.path().join("state/run/addresses");
+        let address = wait::until("the gateway writes its addresses", || {
+            assert!(
+                supervisor.is_running(),
+                "{}",
+                read(&dir.path().join("log.txt"))
+            );
+            read(&addresses)
+                .lines()
+                .next()
+                .and_then(|line| address_of(line))
+        });
+        let ca = dir.path().join("state/tls/cert.pem");
+        let https = Https::new(address, &ca);
+        let gateway = Self {
+            supervisor,
+            address,
+            https,
+            flags,
+            dir: Some(dir),
+        };
+        wait::until("every slot is ready", || {
+            let status = gateway.status()?;
+            let slots = status["gateway"]["slots"].as_array()?;
+            let is_ready = |part: &Value| part["state"] == "ready";
+            (slots.iter().all(is_ready) && is_ready(&status["control"])).then_some(())
+        });
+        gateway
+    }
+
+    fn dir(&self) -> &Path {
+        self.dir.as_ref().unwrap().path()
+    }
+
+    pub fn state(&self, path: &str) -> PathBuf {
+        self.dir().join("state").join(path)
+    }
+
+    pub fn secret(&self) -> String {
+        read(&self.state("enroll_secret")).trim().to_owned()
+    }
+
+    /// What `start` printed.
+    pub fn banner(&self) -> String {
+        read(&self.dir().join("banner.txt"))
+    }
+
+    /// What all processes logged.
+    pub fn log(&self) -> String {
+        read(&self.dir().join("log.txt"))
+    }
+
+    /// `status --json`; `None` while the supervisor does not answer.
+    pub fn status(&self) -> Option<Value> {
+        let output = self.command(&["status", "--json"]);
+        output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    /// Runs `fleet-supervisor ARGS` with this gateway's options.
+    pub fn command(&self, args: &[&str]) -> Output {
+        run(Command::new(binary("fleet-supervisor"))
+            .args(args)
+            .args(&self.flags))
+    }
+
+    /// Runs `ctl ARGS`, which must succeed, and gives its standard output.
+    pub fn ctl(&self, args: &[&str]) -> String {
+        let output = self.ctl_output(args);
+        let (out, error) = texts(&output);
+        assert!(output.status.success(), "ctl {args:?}: {out}{error}");
+        out
+    }
+
+    pub fn ctl_output(&self, args: &[&str]) -> Output {
+        self.command(&[&["ctl"], args].concat())
+    }
+
+    /// Writes `yaml` to a file and applies it.
+    pub fn apply(&self, yaml: &str) -> String {
+        let path = self.write_spec(yaml);
+        self.ctl(&["apply", "-f", path.to_str().unwrap()])
+    }
+
+    pub fn write_spec(&self, yaml: &str) -> PathBuf {
+        let path = self.dir().join("spec.yml");
+        fs::write(&path, yaml).unwrap();
+        path
+    }
+
+    pub fn worker_pid(&self, slot: usize) -> u32 {
+        self.status().unwrap()["gateway"]["slots"][slot]["pid"]
+            .as_u64()
+            .unwrap()
+            .try_into()
+            .unwrap()
+    }
+
+    pub fn control_pid(&self) -> u32 {
+        self.status().unwrap()["control"]["pid"]
+            .as_u64()
+            .unwrap()
+            .try_into()
+            .unwrap()
+    }
+
+    /// Waits until a restarted control or worker is at work again under another pid.
+    pub fn wait_for_successor(&self, pointer: &str, old_pid: u32) {
+        wait::until(&format!("a successor at {pointer}"), || {
+            let status = self.status()?;
+            let part = status.pointer(pointer)?;
+            (part["state"] == "ready" && part["pid"] != old_pid).then_some(())
+        });
+    }
+
+    /// Every line in the journal of one log type, closed segments included (not compressed ones).
+    pub fn journal(&self, log_type: &str) -> Vec<String> {
+        let dir = self.state(&format!("log/osquery_{log_type}"));
+        let mut files: Vec<_> = fs::read_dir(&dir)
+            .map(|entries| entries.map(|entry| entry.unwrap().path()).collect())
+            .unwrap_or_default();
+        files.sort();
+        files
+            .iter()
+            .flat_map(|file| read(file).lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Drains and stops; the exit code.
+    pub fn stop(&mut self) -> i32 {
+        self.supervisor.signal(Signal::SIGTERM);
+        self.supervisor.exit_code()
+    }
+
+    /// Stops and starts again on the same state.
+    pub fn restart(mut self) -> Self {
+        assert_eq!(self.stop(), 0, "{}", self.log());
+        let dir = self.dir.take().unwrap();
+        let flags = self.flags.split_off(3);
+        Self::start_in(dir, Options { flags })
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.dir.is_some() {
+            let log = self.log();
+            let tail = log.len().saturating_sub(6000);
+            eprintln!(
+                "--- the gateway's log ---\n{}",
+                log.get(tail..).unwrap_or(&log)
+            );
+        }
+    }
+}
+
+fn address_of(line: &str) -> Option<SocketAddr> {
+    line.trim()
+        .trim_start_matches("https://")
+        .trim_start_matches("http://")
+        .parse()
+        .ok()
+}
+
+/// A file's text; empty when there is none.
+pub fn read(path: &Path) -> String {
+    fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
+}
+
+/// Standard output and standard error as texts.
+pub fn texts(output: &Output) -> (String, String) {
+    (
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}

@@ -1,0 +1,147 @@
+//! Private MariaDB and Redis servers.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::process::{Process, run};
+use crate::wait;
+
+/// A MariaDB on a Unix socket in a temporary directory, with an empty database `fleet`.
+#[derive(Debug)]
+pub struct MariaDb {
+    dir: TempDir,
+    server: Option<Process>,
+}
+
+impl MariaDb {
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let output = run(Command::new("mariadb-install-db")
+            .arg("--no-defaults")
+            .arg(format!("--datadir={}", dir.path().join("data").display()))
+            .args([
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+                "--user=root",
+            ]));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let mut database = Self { dir, server: None };
+        database.resume();
+        database.sql("CREATE DATABASE fleet");
+        database
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("db.sock")
+    }
+
+    /// Starts the server (again) on the same data.
+    pub fn resume(&mut self) {
+        let path = self.dir.path();
+        let log = std::fs::File::create(path.join("db.log")).unwrap();
+        self.server = Some(Process::spawn(
+            Command::new("mariadbd")
+                .arg("--no-defaults")
+                .arg(format!("--datadir={}", path.join("data").display()))
+                .arg(format!("--socket={}", self.socket().display()))
+                .arg(format!("--pid-file={}", path.join("db.pid").display()))
+                .args(["--skip-networking", "--user=root", "--skip-log-bin"])
+                .stdout(Stdio::null())
+                .stderr(log),
+        ));
+        wait::until("MariaDB answers", || self.try_sql("SELECT 1"));
+    }
+
+    /// Stops the server; the data stay.
+    pub fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.signal(Signal::SIGTERM);
+            server.exit_code();
+        }
+    }
+
+    /// Runs a statement and gives what it prints, without column names.
+    pub fn sql(&self, statement: &str) -> String {
+        self.try_sql(statement)
+            .unwrap_or_else(|| panic!("failed: {statement}"))
+    }
+
+    fn try_sql(&self, statement: &str) -> Option<String> {
+        let output = run(Command::new("mariadb")
+            .arg("--no-defaults")
+            .arg(format!("--socket={}", self.socket().display()))
+            .args([
+                "--user=root",
+                "--batch",
+                "--skip-column-names",
+                "--execute",
+                statement,
+            ]));
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// A Redis on a port of 127.0.0.1, without persistence.
+#[derive(Debug)]
+pub struct Redis {
+    pub address: String,
+    server: Option<Process>,
+    dir: TempDir,
+}
+
+impl Redis {
+    pub fn start() -> Self {
+        // Redis takes no port 0; a port that was free a moment ago is the best there is.
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let mut redis = Self {
+            address: format!("127.0.0.1:{port}"),
+            server: None,
+            dir: tempfile::tempdir().unwrap(),
+        };
+        redis.resume();
+        redis
+    }
+
+    pub fn resume(&mut self) {
+        let port = self.address.rsplit(':').next().unwrap();
+        self.server = Some(Process::spawn(
+            Command::new("redis-server")
+                .args([
+                    "--bind",
+                    "127.0.0.1",
+                    "--port",
+                    port,
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                ])
+                .arg("--dir")
+                .arg(self.dir.path())
+                .stdout(Stdio::null()),
+        ));
+        wait::until("Redis answers", || {
+            std::net::TcpStream::connect(&self.address).ok()
+        });
+    }
+
+    pub fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.kill();
+        }
+    }
+}
