@@ -7,7 +7,7 @@ CREATE TABLE IF NOT EXISTS counters (
 ) $TABLE;
 
 INSERT INTO counters (name, value)
-VALUES ('hosts', 0), ('changes', 0), ('specs', 1), ('carves', 0), ('pings', 0) $KEEP(name);
+VALUES ('hosts', 0), ('changes', 0), ('specs', 7), ('carves', 0), ('pings', 0) $KEEP(name);
 
 CREATE TABLE IF NOT EXISTS changes (
     seq BIGINT NOT NULL PRIMARY KEY,
@@ -82,8 +82,15 @@ CREATE TABLE IF NOT EXISTS labels (
 
 CREATE UNIQUE INDEX $GUARD labels_name ON labels (name);
 
+-- Agents answer the queries of those that are no constant.
 INSERT INTO labels (id, name, spec, updated_at)
-VALUES (1, 'All Hosts', '{"name":"All Hosts","description":"All hosts which have enrolled","query":"SELECT 1","label_type":"builtin"}', 0) $KEEP(id);
+VALUES (1, 'All Hosts', '{"name":"All Hosts","description":"All hosts which have enrolled","query":"SELECT 1","label_type":"builtin"}', 0),
+(2, 'macOS', '{"name":"macOS","description":"All macOS hosts","query":"SELECT 1 FROM os_version WHERE platform = ''darwin''","platform":"darwin","label_type":"builtin"}', 0),
+(3, 'Ubuntu Linux', '{"name":"Ubuntu Linux","description":"All Ubuntu hosts","query":"SELECT 1 FROM os_version WHERE platform = ''ubuntu''","platform":"linux","label_type":"builtin"}', 0),
+(4, 'CentOS Linux', '{"name":"CentOS Linux","description":"All CentOS hosts","query":"SELECT 1 FROM os_version WHERE platform = ''centos'' OR name LIKE ''CentOS%''","platform":"linux","label_type":"builtin"}', 0),
+(5, 'MS Windows', '{"name":"MS Windows","description":"All Windows hosts","query":"SELECT 1 FROM os_version WHERE platform = ''windows''","platform":"windows","label_type":"builtin"}', 0),
+(6, 'Red Hat Linux', '{"name":"Red Hat Linux","description":"All Red Hat hosts","query":"SELECT 1 FROM os_version WHERE platform = ''rhel'' OR name LIKE ''Red Hat%''","platform":"linux","label_type":"builtin"}', 0),
+(7, 'All Linux', '{"name":"All Linux","description":"All Linux hosts","query":"SELECT 1 FROM os_version WHERE platform NOT IN (''darwin'', ''windows'')","platform":"linux","label_type":"builtin"}', 0) $KEEP(id);
 
 CREATE TABLE IF NOT EXISTS label_membership (
     host_id BIGINT NOT NULL,

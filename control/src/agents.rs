@@ -10,7 +10,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use fleet_protocol::agent::{Answer, Request};
 use fleet_protocol::config::{Config, HostIdentifier};
 use fleet_protocol::feed::CHANGES_PER_FEED_MAX;
@@ -248,7 +247,8 @@ impl Agents {
     }
 
     /// The config that a host is given.
-    pub(crate) fn config_for(&self, host: HostId) -> Option<Bytes> {
+    #[cfg(test)]
+    pub(crate) fn config_for(&self, host: HostId) -> Option<bytes::Bytes> {
         lock(&self.roster).config_for(host)
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fleet_protocol::config::Config;
 use fleet_protocol::feed::Feed;
-use fleet_protocol::ids::{BootNonce, FeedSeq, UnixSeconds};
+use fleet_protocol::ids::{BootNonce, FeedSeq};
 use fleet_protocol::link::{Batch, BatchReply};
 use fleet_protocol::secret::Secret;
 use fleet_protocol::slot::{Gateway, StartControl};
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::agents::{self, Agents};
+use crate::agents::Agents;
 use crate::bus::{self, Bus};
 use crate::carve::Carves;
 use crate::dispatch::Dispatch;
@@ -38,9 +38,6 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// What is told to the supervisor is found out this often; a health check of our own costs a statement.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 const PING_DEADLINE: Duration = Duration::from_secs(2);
-/// Changes are for nodes and workers that come back; who was away for longer takes a full load.
-const CHANGES_KEPT: Duration = Duration::from_secs(24 * 3600);
-const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 /// Time of the last writes to the store.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -246,11 +243,6 @@ impl Assembly {
             carves.expire_forever().await;
             "expiry of carves"
         });
-        let store = Arc::clone(&parts.store);
-        tasks.spawn(async move {
-            prune_forever(&store).await;
-            "pruning"
-        });
         let accepting = Arc::clone(&server);
         tasks.spawn(async move {
             accepting.accept(links).await;
@@ -282,7 +274,7 @@ impl Assembly {
                 let (store, bus) = tokio::join!(parts.store_health(), parts.bus_health());
                 stats.send_replace(ControlStats {
                     dependencies: vec![store, bus, parts.journal_health()],
-                    hosts: parts.agents.counts(agents::now()).enrolled,
+                    hosts: parts.agents.statistics().hosts,
                     links: u32::try_from(links.open.load(Ordering::Relaxed)).unwrap_or(u32::MAX),
                     rss_bytes: resident_bytes(),
                 });
@@ -312,19 +304,6 @@ impl Assembly {
         while self.tasks.join_next().await.is_some() {}
         // A store that does not answer closes by itself with the process.
         let _ = timeout(LAST_WRITES, self.parts.store.close()).await;
-    }
-}
-
-/// Deletes old changes, a little at a random time of each hour, so that nodes do not all do it at once.
-async fn prune_forever(store: &Store) {
-    loop {
-        tokio::time::sleep(PRUNE_INTERVAL.mul_f32(0.5 + fastrand::f32() / 2.0)).await;
-        let kept_s = u32::try_from(CHANGES_KEPT.as_secs()).unwrap_or(u32::MAX);
-        let before = UnixSeconds(agents::now().0.saturating_sub(kept_s));
-        match store.prune(before).await {
-            Ok(count) => tracing::debug!(count, "old changes pruned"),
-            Err(error) => tracing::warn!(%error, "cannot prune old changes; trying again later"),
-        }
     }
 }
 

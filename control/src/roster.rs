@@ -288,6 +288,7 @@ impl Roster {
     }
 
     /// The config of a host.
+    #[cfg(test)]
     pub(crate) fn config_for(&self, id: HostId) -> Option<Bytes> {
         let host = self.feed_host(id)?;
         self.answers.config(host.answer).cloned()

@@ -44,17 +44,6 @@ const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Free pieces that a walk over all hosts wants before it goes on.
 const ROOM_PIECES: usize = 128;
 
-/// Calls of the store whose failure is told once an outage.
-const CALLS: [&str; 7] = [
-    "enroll",
-    "look up hosts",
-    "look up node keys",
-    "prune changes",
-    "update details",
-    "update labels",
-    "write seen times",
-];
-
 /// Everything that configs are made of.
 pub(crate) async fn read_specs(store: &Store) -> store::Result<Specs> {
     Ok(Specs {

@@ -13,6 +13,8 @@ use fleet_protocol::ids::{HostId, UnixSeconds};
 pub(crate) const REDELIVER_AFTER_S: u32 = 300;
 /// A host that has not told its name or platform polls faster for this long.
 pub(crate) const ACCELERATE_S: u32 = 10;
+/// What is due this soon goes out with what is due now: one read and one write instead of two.
+const EARLY_S: u32 = 60;
 /// A new label makes every host due. They are spread so that this many a second come.
 const HERD_HOSTS_PER_SECOND: u32 = 2_000;
 
@@ -62,13 +64,6 @@ pub(crate) struct Due {
     pub(crate) labels: bool,
 }
 
-impl Due {
-    /// Nothing.
-    pub(crate) fn is_empty(self) -> bool {
-        !self.details && !self.labels
-    }
-}
-
 impl Schedule {
     /// From the options.
     pub(crate) fn of(options: &Osquery) -> Self {
@@ -86,9 +81,15 @@ impl Schedule {
         demand: Option<LabelDemand>,
         now: UnixSeconds,
     ) -> Due {
+        let details_at = self.detail_due_at(host);
+        let labels_at = demand.map(|demand| self.label_due_at(host, demand));
+        let is_any = details_at <= now || labels_at.is_some_and(|at| at <= now);
+        let is_due = |at: UnixSeconds, handed_at: UnixSeconds| {
+            at <= now || (is_any && handed_at.0 == 0 && at <= after(now, EARLY_S))
+        };
         Due {
-            details: self.detail_due_at(host) <= now,
-            labels: demand.is_some_and(|demand| self.label_due_at(host, demand) <= now),
+            details: is_due(details_at, host.detail_handed_at),
+            labels: labels_at.is_some_and(|at| is_due(at, host.label_handed_at)),
         }
     }
 
@@ -121,12 +122,7 @@ impl Schedule {
         let due_at = if host.is_refetch {
             UnixSeconds(0)
         } else {
-            self.cycle(
-                host.host,
-                host.detail_updated_at,
-                self.detail_interval_s,
-                Salt::Details,
-            )
+            self.cycle(host.host, host.detail_updated_at, self.detail_interval_s)
         };
         not_before_redelivery(due_at, host.detail_handed_at)
     }
@@ -135,12 +131,7 @@ impl Schedule {
         let mut due_at = if host.is_refetch {
             UnixSeconds(0)
         } else {
-            self.cycle(
-                host.host,
-                host.label_updated_at,
-                self.label_interval_s,
-                Salt::Labels,
-            )
+            self.cycle(host.host, host.label_updated_at, self.label_interval_s)
         };
         if demand.changed_at >= host.label_updated_at {
             let herd_s = demand.hosts / HERD_HOSTS_PER_SECOND;
@@ -150,13 +141,7 @@ impl Schedule {
         not_before_redelivery(due_at, host.label_handed_at)
     }
 
-    fn cycle(
-        &self,
-        host: HostId,
-        updated_at: UnixSeconds,
-        interval_s: u32,
-        salt: Salt,
-    ) -> UnixSeconds {
+    fn cycle(&self, host: HostId, updated_at: UnixSeconds, interval_s: u32) -> UnixSeconds {
         if updated_at.0 == 0 {
             return UnixSeconds(0);
         }
@@ -164,7 +149,8 @@ impl Schedule {
         let width = u32::try_from(width).unwrap_or(u32::MAX);
         after(
             updated_at,
-            interval_s.saturating_add(spread(host, width, salt)),
+            // The same place for both, so that they stay together.
+            interval_s.saturating_add(spread(host, width, Salt::Cycle)),
         )
     }
 }
@@ -185,9 +171,8 @@ fn not_before_redelivery(due_at: UnixSeconds, handed_at: UnixSeconds) -> UnixSec
 /// Keeps the spreads of one host independent of each other.
 #[derive(Clone, Copy)]
 enum Salt {
-    Details = 1,
-    Labels = 2,
-    Herd = 3,
+    Cycle = 1,
+    Herd = 2,
 }
 
 /// A stable number in `0..=width`, evenly spread over host ids.
@@ -252,10 +237,9 @@ mod tests {
         assert!(!SCHEDULE.due(&host, None, NOW).labels);
         (host.detail_handed_at, host.label_handed_at) = (NOW, NOW);
         for wait in [0, 1, REDELIVER_AFTER_S - 1] {
-            assert!(
-                SCHEDULE
-                    .due(&host, demand(1, 10), after(NOW, wait))
-                    .is_empty()
+            assert_eq!(
+                SCHEDULE.due(&host, demand(1, 10), after(NOW, wait)),
+                Due::default()
             );
         }
         assert_eq!(
@@ -315,6 +299,23 @@ mod tests {
         assert!(!SCHEDULE.due(&fresh(3), demand(NOW.0 - 1, 1), NOW).labels);
     }
 
+    #[test]
+    fn labels_go_out_with_details_that_are_due() {
+        let mut host = fresh(3);
+        host.label_updated_at = after(NOW, 30);
+        let due_at = SCHEDULE.next_due_at(&host, demand(1, 1));
+        let both = Due {
+            details: true,
+            labels: true,
+        };
+        assert_eq!(SCHEDULE.due(&host, demand(1, 1), due_at), both);
+        host.label_handed_at = UnixSeconds(due_at.0 - REDELIVER_AFTER_S + 30);
+        assert!(!SCHEDULE.due(&host, demand(1, 1), due_at).labels);
+        host.label_handed_at = UnixSeconds(0);
+        host.label_updated_at = after(NOW, EARLY_S + 1);
+        assert!(!SCHEDULE.due(&host, demand(1, 1), due_at).labels);
+    }
+
     proptest! {
         #[test]
         fn cycles_stay_within_their_bounds(
@@ -350,8 +351,8 @@ mod tests {
             };
             let demand = demand(NOW.0 - changed, 100);
             let next = SCHEDULE.next_due_at(&host, demand);
-            prop_assert_eq!(SCHEDULE.due(&host, demand, NOW).is_empty(), next > NOW);
-            prop_assert!(!SCHEDULE.due(&host, demand, next).is_empty());
+            prop_assert_eq!(SCHEDULE.due(&host, demand, NOW) == Due::default(), next > NOW);
+            prop_assert!(SCHEDULE.due(&host, demand, next) != Due::default());
         }
     }
 
@@ -359,7 +360,7 @@ mod tests {
     fn neighbours_spread_evenly() {
         let mut buckets = [0_u32; 10];
         for host in 0..10_000 {
-            let place = spread(HostId(host), 99, Salt::Details);
+            let place = spread(HostId(host), 99, Salt::Cycle);
             buckets[(place / 10) as usize] += 1;
         }
         assert!(

@@ -295,14 +295,14 @@ impl Agent {
     }
 
     pub(crate) async fn config_once(&self, client: &mut Client, intended_at: Instant) -> Exchange {
-        let key = self.key_or_enroll(client).await;
+        let (key, intended_at) = self.key_or_enroll(client, intended_at).await;
         let body = bodies::key_only(&key);
         self.request(client, Route::Config, &key, body, false, intended_at)
             .await
     }
 
     pub(crate) async fn read_once(&self, client: &mut Client, intended_at: Instant) -> Exchange {
-        let key = self.key_or_enroll(client).await;
+        let (key, intended_at) = self.key_or_enroll(client, intended_at).await;
         let body = bodies::key_only(&key);
         self.request(client, Route::Read, &key, body, false, intended_at)
             .await
@@ -314,7 +314,7 @@ impl Agent {
         outcomes: &[QueryOutcome],
         intended_at: Instant,
     ) -> Exchange {
-        let key = self.key_or_enroll(client).await;
+        let (key, intended_at) = self.key_or_enroll(client, intended_at).await;
         let body = bodies::write(&key, outcomes, self.host.release().has_stats);
         self.request(client, Route::Write, &key, body, false, intended_at)
             .await
@@ -327,7 +327,7 @@ impl Agent {
         lines: &[&[u8]],
         intended_at: Instant,
     ) -> Exchange {
-        let key = self.key_or_enroll(client).await;
+        let (key, intended_at) = self.key_or_enroll(client, intended_at).await;
         let is_gzip = self.settings.gzip_logs;
         let body = if is_gzip {
             bodies::log_gzip(&key, log_type, lines)
@@ -405,29 +405,32 @@ impl Agent {
         (verdict, response)
     }
 
-    /// The key; without one, an enrolment series first. Still empty when that fails: the caller goes on with it.
-    async fn key_or_enroll(&self, client: &mut Client) -> String {
+    /// The key, and when the request that needs it is due. Without a key an enrolment series comes first, and the
+    /// request is due when that ends; the key is still empty when it fails: the caller goes on with it.
+    async fn key_or_enroll(&self, client: &mut Client, intended_at: Instant) -> (String, Instant) {
         let key = self.node_key();
         if !key.is_empty() {
-            return key;
+            return (key, intended_at);
         }
         let _one_at_a_time = self.enrolling.lock().await;
+        let mut enroll_at = intended_at;
         let mut failures = 0;
         loop {
             // Another thread may have enrolled while this one waited for the lock.
             let key = self.node_key();
             if !key.is_empty() {
-                return key;
+                return (key, Instant::now());
             }
-            if self.enroll_once(client, Instant::now()).await.is_success() {
+            if self.enroll_once(client, enroll_at).await.is_success() {
                 continue;
             }
             failures += 1;
             if failures == self.settings.enroll_attempts_max {
-                return String::new();
+                return (String::new(), Instant::now());
             }
             let cap = self.settings.enroll_interval_max;
             self.sleep(schedule::enroll_sleep(failures, cap)).await;
+            enroll_at = Instant::now();
         }
     }
 

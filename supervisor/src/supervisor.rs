@@ -147,12 +147,15 @@ impl Supervisor {
         }
         let is_settled = self.places.iter().all(Place::is_settled);
         if (is_settled || now >= BANNER_BY) && self.phase == Phase::Serving {
-            self.print_banner();
+            self.print_banner(is_settled);
         }
     }
 
-    fn print_banner(&mut self) {
+    fn print_banner(&mut self, is_settled: bool) {
         if let Some(banner) = self.banner.take() {
+            if !is_settled {
+                tracing::warn!("not everything is ready yet; `status` shows what is missing");
+            }
             let mut out = std::io::stdout().lock();
             // A closed standard output is no reason to stop serving.
             let _ = out.write_all(banner.as_bytes()).and_then(|()| out.flush());
@@ -189,7 +192,9 @@ impl Supervisor {
                     place.kill();
                 }
                 Action::Park { reason } => {
-                    tracing::error!("{name} is taken out of service: {reason}");
+                    tracing::error!(
+                        "{name} is out of service until the next start of the server: {reason}"
+                    );
                     self.park(index, &reason);
                 }
                 Action::End { reason } => self.fail(Failure::fatal(reason)),

@@ -238,25 +238,29 @@ fn a_carve_arrives_whole_and_in_order() {
     };
     let session = begin("r-1");
     assert!(session.len() >= 32);
-    let block = |id: usize, session: &str| {
+    let block = |id: usize, session: &str, request_id: &str| {
         let data = STANDARD.encode(content.chunks(1000).nth(id).unwrap());
-        gateway.https.post(
-            "/api/osquery/carve/block",
-            &json!({"block_id": id, "session_id": session, "request_id": "r-1", "data": data}),
-        )
+        let body = json!({"block_id": id, "session_id": session, "request_id": request_id,
+            "data": data});
+        gateway
+            .https
+            .post("/api/osquery/carve/block", &body)
+            .unwrap()
     };
-    assert!(block(0, "guessed").unwrap().object().contains_key("error"));
-    accepted(&block(0, &session).unwrap());
-    assert!(
-        block(2, &session).unwrap().object().contains_key("error"),
-        "out of order"
-    );
-    for id in [1, 1, 2] {
-        // The second time stands for an answer that was lost.
-        accepted(&block(id, &session).unwrap());
+    let is_refused = |answer: Answer| answer.object().contains_key("error");
+    assert!(is_refused(block(0, "guessed", "r-1")));
+    // The second time stands for an answer that was lost.
+    for id in [0, 1, 1, 2] {
+        accepted(&block(id, &session, "r-1"));
     }
-    let (other, _) = begin("r-2");
-    assert_ne!(other, session);
+    let skipping = begin("r-2");
+    assert!(
+        is_refused(block(0, &skipping, "r-1")),
+        "another request's block"
+    );
+    let skipping = begin("r-3");
+    accepted(&block(0, &skipping, "r-3"));
+    assert!(is_refused(block(2, &skipping, "r-3")), "out of order");
     let stored = std::fs::read_dir(gateway.state("carves"))
         .unwrap()
         .map(|entry| entry.unwrap().path())

@@ -85,10 +85,7 @@ impl Gateway {
                 "{}",
                 read(&dir.path().join("log.txt"))
             );
-            read(&addresses)
-                .lines()
-                .next()
-                .and_then(|line| address_of(line))
+            read(&addresses).lines().next().and_then(address_of)
         });
         let ca = dir.path().join("state/tls/cert.pem");
         let https = Https::new(address, &ca);

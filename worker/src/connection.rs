@@ -87,6 +87,11 @@ impl Connection {
         (!matches!(self.phase, Phase::Tunnel)).then_some(self.deadline)
     }
 
+    /// Whether the handshake still goes on.
+    pub(crate) fn is_handshaking(&self) -> bool {
+        matches!(self.phase, Phase::Handshake)
+    }
+
     /// How the handshake ended, once.
     pub(crate) fn take_handshake(&mut self) -> Option<Handshake> {
         self.handshake.take()

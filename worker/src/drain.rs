@@ -15,6 +15,7 @@ use socket2::Socket;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use crate::{Worker, accept, link, stats};
 
@@ -96,28 +97,32 @@ pub(crate) async fn serve(
     channel.stream.set_nonblocking(true)?;
     let stream = tokio::net::UnixStream::from_std(channel.stream)?;
     let (reader, mut writer) = stream.into_split();
-    tokio::task::spawn_local(link::run(Rc::clone(&worker.state)));
-    tokio::task::spawn_local(Rc::clone(&worker.clock).run());
-    let accepts: Vec<_> = listeners
-        .into_iter()
-        .map(|listener| tokio::task::spawn_local(accept::run(Rc::clone(&worker), listener)))
-        .collect();
+    let mut lasting = JoinSet::new();
+    lasting.spawn_local(link::run(Rc::clone(&worker.state)));
+    lasting.spawn_local(Rc::clone(&worker.clock).run());
+    let mut accepts = JoinSet::new();
+    for listener in listeners {
+        accepts.spawn_local(accept::run(Rc::clone(&worker), listener));
+    }
     let boot = worker.state.boot;
     write(&mut writer, &FromChild::Ready { boot }).await?;
     tracing::info!(listeners = accepts.len(), "serving");
     tokio::task::spawn_local(report(Rc::clone(&worker), writer));
 
-    let time = watch(reader, channel.decoder, channel.input).await;
+    // A task that ends before its time has panicked or lost its socket: what is open is finished, and another process
+    // takes over.
+    let (time, is_broken) = tokio::select! {
+        time = watch(reader, channel.decoder, channel.input) => (time, false),
+        _ = accepts.join_next() => (DRAIN_DEADLINE, true),
+        _ = lasting.join_next() => (DRAIN_DEADLINE, true),
+    };
     let begun_at = Instant::now();
     tracing::info!(open = worker.door.open(), ?time, "draining");
     worker.policy.may_reuse.set(false);
     worker.drain.begin();
     worker.clock.wake_all();
     let exchanges = async {
-        for accept in accepts {
-            // A panic in an accept loop has been reported; what is open is served all the same.
-            let _ = accept.await;
-        }
+        while accepts.join_next().await.is_some() {}
         worker.door.empty().await;
     };
     let exchanges_time = time - time / FINISH_SHARE;
@@ -138,6 +143,7 @@ pub(crate) async fn serve(
         tracing::warn!("control has not taken everything by the end of the drain");
     }
     tracing::info!(after = ?begun_at.elapsed(), "drained");
+    anyhow::ensure!(!is_broken, "a task of this worker has broken");
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Descriptors that the supervisor hands over by number become sockets here, and nowhere else.
 //!
-//! The only unsafe code of this crate. Called before the process opens anything of its own, so that a number that the
-//! supervisor names can only stand for what it passed, or for nothing.
+//! The only unsafe code of this crate. Descriptors are claimed before the process opens any of its own, so that a number
+//! that the supervisor names can only stand for what it passed, or for nothing.
 
 #![allow(
     unsafe_code,

@@ -308,6 +308,9 @@ impl Session {
                 }
             }
             scratch.out.clear();
+            if written > 0 && self.connection.is_handshaking() {
+                self.stream.acknowledge_at_once();
+            }
             if self.connection.flushed(now)
                 && let Some(mut exchange) = self.exchange.take()
             {

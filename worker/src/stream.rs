@@ -95,6 +95,22 @@ impl Stream {
         }
     }
 
+    /// Has the kernel acknowledge the client's next bytes at once.
+    ///
+    /// An agent sends the end of its handshake and its request in two segments, without `TCP_NODELAY`: the second one
+    /// leaves only when the first is acknowledged. We send nothing in between (no tickets), so a delayed
+    /// acknowledgement would cost every exchange 40 ms.
+    pub(crate) fn acknowledge_at_once(&self) {
+        // A socket that refuses is about to fail on its next read or write, where it is told.
+        let _ = match self {
+            Self::Fresh(socket) | Self::Read(socket) => {
+                SockRef::from(socket).set_tcp_quickack(true)
+            }
+            Self::Polled(stream) => SockRef::from(stream).set_tcp_quickack(true),
+            Self::Gone => Ok(()),
+        };
+    }
+
     fn polled(&mut self) -> io::Result<&mut TcpStream> {
         *self = match std::mem::replace(self, Self::Gone) {
             Self::Fresh(socket) | Self::Read(socket) => Self::Polled(TcpStream::from_std(socket)?),

@@ -157,6 +157,11 @@ impl Control {
         ] {
             page.gauge(plain(name, help), None, [([], value)])?;
         }
+        self.agent_events(page)
+    }
+
+    fn agent_events(&self, page: &mut Page<'_>) -> Result<(), Error> {
+        let agents = &self.agents;
         for (name, help, label, counts) in [
             (
                 "fleet_control_enrollments",

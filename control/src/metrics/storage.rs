@@ -168,6 +168,11 @@ pub(super) fn journal(
         let series = all.iter().map(|(label, log)| ([*label], value(log)));
         page.counter(by(name, help, "log_type"), None, series)?;
     }
+    journal_sizes(page, all)?;
+    journal_times(page, all)
+}
+
+fn journal_sizes(page: &mut Page<'_>, all: &[(&'static str, LogStatistics)]) -> Result<(), Error> {
     let logs = || all.iter();
     page.counter(
         by(
@@ -204,7 +209,11 @@ pub(super) fn journal(
         ),
         None,
         logs().map(|(label, log)| ([*label], u64::from(log.is_healthy))),
-    )?;
+    )
+}
+
+fn journal_times(page: &mut Page<'_>, all: &[(&'static str, LogStatistics)]) -> Result<(), Error> {
+    let logs = || all.iter();
     page.durations(
         by(
             "fleet_control_journal_append_duration",

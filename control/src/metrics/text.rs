@@ -63,6 +63,10 @@ impl Page<'_> {
             self.0
                 .encode_descriptor(name.name, name.help, unit.as_ref(), MetricType::Counter)?;
         for (values, value) in series {
+            if N == 0 {
+                family.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+                continue;
+            }
             family
                 .encode_family(&labels(&name, &values))?
                 .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
@@ -81,6 +85,10 @@ impl Page<'_> {
             self.0
                 .encode_descriptor(name.name, name.help, unit.as_ref(), MetricType::Gauge)?;
         for (values, value) in series {
+            if N == 0 {
+                family.encode_gauge(&value)?;
+                continue;
+            }
             family
                 .encode_family(&labels(&name, &values))?
                 .encode_gauge(&value)?;

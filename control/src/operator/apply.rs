@@ -103,12 +103,8 @@ async fn apply(office: &Office, documents: Documents, parameters: &ApplyParamete
     let deps = &office.deps;
     let current = load(&deps.store, &mut specs).await?;
     let mut plan = plan::plan(specs, &current).map_err(Fault::invalid)?;
-    // Composing takes milliseconds of computation at the sizes that agents take, and only operators come here.
-    let check = |state: &Current| Agents::compose_check(&composable(state));
-    if !plan.is_empty()
-        && let Some(reason) = plan::culprit(&current, &plan, check)
-    {
-        return Err(Fault::invalid(vec![reason]));
+    if !plan.is_empty() {
+        plan = compose(current, plan).await?;
     }
     if !is_dry_run && !plan.is_empty() {
         carry_out(deps, &mut plan).await?;
@@ -120,6 +116,22 @@ async fn apply(office: &Office, documents: Documents, parameters: &ApplyParamete
         changes: plan.changes,
         warnings: plan.warnings,
     }))
+}
+
+/// Refuses what agents would not take. Composing is computation, so it is done beside the runtime.
+async fn compose(current: Current, plan: Plan) -> Result<Plan, Fault> {
+    let check = |state: &Current| Agents::compose_check(&composable(state));
+    let composed = tokio::task::spawn_blocking(move || {
+        let culprit = plan::culprit(&current, &plan, check);
+        (plan, culprit)
+    });
+    match composed.await {
+        Ok((plan, None)) => Ok(plan),
+        Ok((_, Some(reason))) => Err(Fault::invalid(vec![reason])),
+        Err(error) => Err(Fault::failed(format!(
+            "composing the configuration failed: {error}"
+        ))),
+    }
 }
 
 /// What the store holds, as far as `specs` need it. Replaces hosts of manual labels by their identifiers.

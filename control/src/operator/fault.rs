@@ -142,6 +142,16 @@ impl Fault {
         )
     }
 
+    /// A bug of ours.
+    pub(super) fn failed(reason: String) -> Self {
+        tracing::error!(reason, "operator request failed");
+        Self::one(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "Internal Server Error",
+            Reason::new("base", reason),
+        )
+    }
+
     /// The same with what had been done already.
     pub(super) fn after(mut self, done: &str) -> Self {
         if !done.is_empty() {
@@ -149,11 +159,6 @@ impl Fault {
                 .push(Reason::new("base", format!("already applied: {done}")));
         }
         self
-    }
-
-    #[cfg(test)]
-    pub(super) fn status(&self) -> StatusCode {
-        self.status
     }
 }
 

@@ -79,6 +79,16 @@ pub(super) fn query_name(query: &PackQuery) -> &str {
     }
 }
 
+/// Members that the store adds and that a spec which was got from here still has.
+const STORED_MEMBERS: [&str; 6] = [
+    "created_at",
+    "id",
+    "pack_id",
+    "query_id",
+    "query_name",
+    "updated_at",
+];
+
 fn read_query(
     within: &str,
     value: Value,
@@ -121,14 +131,7 @@ fn read_query(
     if query.name == query.query {
         query.name.clear();
     }
-    members.ignore(&[
-        "created_at",
-        "id",
-        "pack_id",
-        "query_id",
-        "query_name",
-        "updated_at",
-    ]);
+    members.ignore(&STORED_MEMBERS);
     match &query.sql {
         Some(sql) => {
             members.check(check::sql(sql));

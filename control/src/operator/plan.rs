@@ -120,6 +120,8 @@ pub(super) fn plan(specs: Specs, current: &Current) -> Result<Plan, Vec<Reason>>
             plan.after.agent_options = options;
         }
         plan.after.sections.extend(patch.sections);
+        let is_set = |section: &Value| section.as_object().is_none_or(|texts| !texts.is_empty());
+        plan.after.sections.retain(|_, section| is_set(section));
         let after = plan.after.config_document();
         plan.changes
             .push(Change::of(Kind::Config, "", Some(before), after));

@@ -15,7 +15,7 @@ const SECRETS_MAX: usize = 50;
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct ConfigPatch {
     pub(super) agent_options: Option<Value>,
-    /// `org_info` and `server_settings`.
+    /// `org_info` and `server_settings`; an empty one takes away what was set.
     pub(super) sections: Map<String, Value>,
 }
 
@@ -41,7 +41,9 @@ pub(super) fn read(
         let mut inner = Members::of(subject, value, members.problems());
         let texts: Map<_, _> = known
             .iter()
-            .filter_map(|name| Some((String::from(*name), inner.text_if_any(name)?.into())))
+            .filter_map(|name| Some((String::from(*name), inner.text_if_any(name)?)))
+            .filter(|(_, text)| !text.is_empty())
+            .map(|(name, text)| (name, text.into()))
             .collect();
         inner.finish();
         patch.sections.insert(section.into(), texts.into());

@@ -224,7 +224,7 @@ fn lookup_batch(id: u64) -> FromWorker {
         kind: BatchKind::Lookup,
         requests: vec![(
             RequestId(id * 100),
-            Request::Lookup(NodeKeyHash([id as u8; 32])),
+            Request::Lookup(NodeKeyHash([id.to_le_bytes()[0]; 32])),
         )],
     })
 }

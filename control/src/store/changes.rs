@@ -32,9 +32,6 @@ const CHANGES: Upsert<'_> = Upsert {
 const PRUNE_STEP: u32 = 512;
 /// Steps of one call.
 const PRUNE_STEPS_MAX: usize = 200;
-/// Rows of deleted hosts that one call removes from a table.
-const ORPHANS_MAX: u32 = 2048;
-
 /// A change that a transaction is about to leave.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NewChange {
@@ -150,8 +147,8 @@ impl Store {
         Ok(changes)
     }
 
-    /// Deletes changes older than `before` (the newest few always stay) and rows that deleted hosts left behind.
-    /// Returns how many rows went. Bounded; call it again later.
+    /// Deletes changes older than `before` (the newest few always stay), and what late writes left of hosts whose
+    /// deletion is among them. Returns how many rows went. Bounded; call it again later.
     pub(crate) async fn prune(&self, before: UnixSeconds) -> Result<u64> {
         let mut session = self.session(Purpose::Write).await?;
         let mut pruned = 0;
@@ -164,43 +161,37 @@ impl Store {
             if row.time(1)? >= before {
                 break;
             }
+            let seq = row.int(0)?;
+            pruned += delete_remains(&mut session, seq).await?;
             let sql = "DELETE FROM changes WHERE seq < ?";
-            let args = [row.int(0)?.into()];
-            pruned += session.execute("changes_prune", sql, &args).await?.rows;
-        }
-        // Late writes for a host may follow its deletion; ids are never given again, so they only take space.
-        for (find, delete) in ORPHANS {
-            let rows = session
-                .rows("orphans_find", find, &[ORPHANS_MAX.into()])
-                .await?;
-            let mut hosts = Vec::new();
-            for row in rows {
-                hosts.push(row.host(0)?.into());
-            }
-            pruned += session.execute_in("orphans_delete", delete, &hosts).await?;
+            pruned += session
+                .execute("changes_prune", sql, &[seq.into()])
+                .await?
+                .rows;
         }
         Ok(pruned)
     }
 }
 
-/// How to find and delete what is left of deleted hosts.
-const ORPHANS: [(&str, &str); 3] = [
-    (
-        "SELECT t.host_id FROM host_details t LEFT JOIN hosts h ON h.id = t.host_id \
-         WHERE h.id IS NULL LIMIT ?",
+/// Details and seen marks may be written after their host was deleted. Ids are never given again, so such rows only
+/// take space.
+async fn delete_remains(session: &mut Session<'_>, before: i64) -> StdResult<u64, Fault> {
+    let sql = "SELECT subject FROM changes WHERE seq < ? AND kind = ? ORDER BY subject";
+    let args = [before.into(), kind_number(ChangeKind::HostDeleted).into()];
+    let mut hosts = Vec::new();
+    for row in session.rows("remains_find", sql, &args).await? {
+        hosts.push(row.host(0)?.into());
+    }
+    let mut deleted = 0;
+    for sql in [
         "DELETE FROM host_details WHERE host_id IN ({})",
-    ),
-    (
-        "SELECT t.host_id FROM host_seen t LEFT JOIN hosts h ON h.id = t.host_id \
-         WHERE h.id IS NULL LIMIT ?",
         "DELETE FROM host_seen WHERE host_id IN ({})",
-    ),
-    (
-        "SELECT t.host_id FROM label_membership t LEFT JOIN hosts h ON h.id = t.host_id \
-         WHERE h.id IS NULL LIMIT ?",
         "DELETE FROM label_membership WHERE host_id IN ({})",
-    ),
-];
+    ] {
+        deleted += session.execute_in("remains_delete", sql, &hosts).await?;
+    }
+    Ok(deleted)
+}
 
 fn position(seq: FeedSeq) -> StdResult<i64, Error> {
     i64::try_from(seq.0).map_err(|_| Error::Invalid("no such position".into()))

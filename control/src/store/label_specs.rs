@@ -6,7 +6,7 @@ use std::result::Result as StdResult;
 use fleet_protocol::ids::HostId;
 
 use super::Store;
-use super::changes::{NewChange, limit_of, write_changes};
+use super::changes::{NewChange, write_changes};
 use super::details::MEMBERSHIP;
 use super::enroll::identifier_text;
 use super::error::{Error, Fault, Result};
@@ -85,6 +85,7 @@ impl Store {
     }
 
     /// Members with higher ids, by id.
+    #[cfg(test)]
     pub(crate) async fn label_hosts(
         &self,
         label: LabelId,
@@ -92,7 +93,7 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<HostId>> {
         let mut session = self.session(Purpose::Read).await?;
-        let limit = limit_of(limit).into();
+        let limit = super::changes::limit_of(limit).into();
         let rows = if label == LabelId::ALL_HOSTS {
             let sql = "SELECT id FROM hosts WHERE id > ? ORDER BY id LIMIT ?";
             session

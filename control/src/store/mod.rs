@@ -37,7 +37,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 pub(crate) use error::{Error, Result};
-pub(crate) use statistics::{StatementStats, StoreStatistics};
+pub(crate) use statistics::StoreStatistics;
 
 use dialect::Dialect;
 use error::Fault;

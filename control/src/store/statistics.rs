@@ -35,6 +35,7 @@ pub(crate) struct StoreStatistics {
 
 impl StoreStatistics {
     /// Statements of every name.
+    #[cfg(test)]
     pub(crate) fn statements_total(&self) -> u64 {
         self.statements
             .iter()

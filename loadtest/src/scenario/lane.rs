@@ -105,6 +105,20 @@ pub(super) fn join<T>(lanes: Vec<Lane<T>>) -> anyhow::Result<Vec<T>> {
         .collect()
 }
 
+/// Raises this process's limit of open files as far as it may; gives the limit.
+pub(super) fn raise_descriptor_limit() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    /// What every system allows.
+    const LEAST: u64 = 1024;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return LEAST;
+    };
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    }
+}
+
 /// Whether a lane has ended before it was asked to.
 pub(super) fn has_ended<T>(lanes: &[Lane<T>]) -> bool {
     lanes.iter().any(JoinHandle::is_finished)

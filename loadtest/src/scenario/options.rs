@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fleet_protocol::secret::Secret;
 
+use super::lane::raise_descriptor_limit;
 use crate::agent::{Paths, Settings};
 use crate::client::Dialer;
 use crate::schedule::Profile;
@@ -255,12 +256,13 @@ impl Common {
         Ok(settings)
     }
 
-    /// Threads for that many sockets at a time.
+    /// Threads for that many sockets at a time: each has the limit of open files for itself.
     pub(super) fn threads_for(&self, sockets: u32) -> usize {
-        /// Of the 20,000 that an ordinary limit allows a table.
-        const SOCKETS_PER_THREAD: u32 = 18_000;
+        /// Descriptors that a thread needs besides.
+        const OTHERS: u64 = 200;
+        let each = raise_descriptor_limit().saturating_sub(OTHERS).max(1);
         match self.threads {
-            0 => usize::try_from(sockets.div_ceil(SOCKETS_PER_THREAD).max(1)).unwrap_or(1),
+            0 => usize::try_from(u64::from(sockets).div_ceil(each).max(1)).unwrap_or(1),
             threads => threads,
         }
     }

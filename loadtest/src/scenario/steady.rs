@@ -78,8 +78,10 @@ pub(super) fn run(options: &Steady) -> anyhow::Result<bool> {
     let tallies = merge(lane::join(lanes)?);
     let seconds = options.seconds;
     notes.push(format!(
-        "{} hosts; {} log lines delivered in all",
+        "{} hosts of seed {}, {} threads; {} log lines delivered in all",
         options.hosts,
+        common.seed,
+        plan.lanes,
         shared.lines.load(Ordering::Relaxed)
     ));
     let report = Report {

@@ -64,7 +64,10 @@ impl Apply {
 pub(super) fn read(files: &[PathBuf], labels: &[String]) -> Result<Documents, Failure> {
     let mut documents = Documents::default();
     for file in files {
-        let source = file.display().to_string();
+        let source = match file.display().to_string() {
+            name if name == STDIN => "standard input".to_owned(),
+            name => name,
+        };
         let text = text_of(file).map_err(|error| Failure::Usage(format!("{source}: {error}")))?;
         if file.extension().is_some_and(|ending| ending == "conf") {
             let name = file.file_stem().unwrap_or_default().to_string_lossy();

@@ -39,7 +39,7 @@ fn one(text: &mut String, change: &Value, has_colour: bool) {
     };
     let print = |spec: Value| match spec {
         Value::Null => String::new(),
-        spec => yaml::print(&document::wrap(&kind, spec)),
+        spec => yaml::print(&document::tidy(&kind, spec)),
     };
     let (before, after) = (print(member("before")), print(member("after")));
     let old = if before.is_empty() {

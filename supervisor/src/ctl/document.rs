@@ -113,6 +113,23 @@ fn parse(text: &str) -> Result<Vec<Value>, String> {
     }
 }
 
+/// A spec as a document, without the texts and sections that say nothing because they are empty.
+pub(super) fn tidy(kind: &str, mut spec: Value) -> Value {
+    if let Some(members) = spec.as_object_mut() {
+        for name in ["org_info", "server_settings"] {
+            if let Some(texts) = members.get_mut(name).and_then(Value::as_object_mut) {
+                texts.retain(|_, text| text.as_str() != Some(""));
+            }
+        }
+        members.retain(|name, value| {
+            let is_bare_section =
+                kind == "config" && name != "agent_options" && *value == Value::Object(Map::new());
+            value.as_str() != Some("") && !is_bare_section
+        });
+    }
+    wrap(kind, spec)
+}
+
 /// A spec as a document.
 pub(super) fn wrap(kind: &str, spec: Value) -> Value {
     let mut document = Map::new();

@@ -129,7 +129,7 @@ impl Get {
             What::Label { name } => spec(client, "label", &path("spec/labels", &name), form).await,
             What::Config => {
                 let body = client.get(&format!("{API}/config")).await?;
-                let document = document::wrap("config", config_spec(body));
+                let document = document::tidy("config", config_spec(body));
                 Ok(Output::of(print(form, vec![document])))
             }
             What::EnrollSecret => enroll_secret(client, form, now).await,
@@ -177,7 +177,7 @@ fn config_spec(body: Value) -> Value {
 async fn spec(client: &Client, kind: &str, path: &str, form: Form) -> Result<Output, Failure> {
     let body = client.get(path).await?;
     let spec = bare(body.get("spec").unwrap_or(&Value::Null));
-    Ok(Output::of(print(form, vec![document::wrap(kind, spec)])))
+    Ok(Output::of(print(form, vec![document::tidy(kind, spec)])))
 }
 
 async fn specs(
@@ -193,7 +193,7 @@ async fn specs(
         Form::People if specs.is_empty() => format!("no {plural}\n"),
         Form::People => table(&specs),
         _ => {
-            let documents = specs.iter().map(|spec| document::wrap(kind, bare(spec)));
+            let documents = specs.iter().map(|spec| document::tidy(kind, bare(spec)));
             print(form, documents.collect())
         }
     }))
@@ -201,7 +201,7 @@ async fn specs(
 
 fn queries_table(specs: &[Value]) -> String {
     let columns = [
-        Column::Text("NAME"),
+        Column::Elastic("NAME"),
         Column::Number("INTERVAL"),
         Column::Text("PLATFORM"),
         Column::Text("LOGGING"),
@@ -225,12 +225,12 @@ fn queries_table(specs: &[Value]) -> String {
             text(spec, "query"),
         ]
     };
-    render(&columns, specs.iter().map(row).collect(), None)
+    render(&columns, specs.iter().map(row).collect())
 }
 
 fn packs_table(specs: &[Value]) -> String {
     let columns = [
-        Column::Text("NAME"),
+        Column::Elastic("NAME"),
         Column::Text("PLATFORM"),
         Column::Text("STATE"),
         Column::Number("QUERIES"),
@@ -254,12 +254,12 @@ fn packs_table(specs: &[Value]) -> String {
             text(spec, "description"),
         ]
     };
-    render(&columns, specs.iter().map(row).collect(), None)
+    render(&columns, specs.iter().map(row).collect())
 }
 
 fn labels_table(specs: &[Value]) -> String {
     let columns = [
-        Column::Text("NAME"),
+        Column::Elastic("NAME"),
         Column::Number("HOSTS"),
         Column::Text("TYPE"),
         Column::Text("PLATFORM"),
@@ -278,7 +278,7 @@ fn labels_table(specs: &[Value]) -> String {
             or(text(spec, "query"), "-"),
         ]
     };
-    render(&columns, specs.iter().map(row).collect(), None)
+    render(&columns, specs.iter().map(row).collect())
 }
 
 fn or(text: String, other: &str) -> String {
@@ -352,7 +352,7 @@ async fn hosts(
 fn hosts_table(hosts: &[Value], now: SystemTime) -> String {
     let columns = [
         Column::Number("ID"),
-        Column::Text("HOSTNAME"),
+        Column::Elastic("HOSTNAME"),
         Column::Elastic("OS"),
         Column::Text("OSQUERY"),
         Column::Text("STATUS"),
@@ -361,17 +361,18 @@ fn hosts_table(hosts: &[Value], now: SystemTime) -> String {
     ];
     let row = |host: &Value| {
         let address = or(text(host, "primary_ip"), &text(host, "public_ip"));
+        let os = text(host, "os_version").replace("Microsoft ", "");
         vec![
             text(host, "id"),
             or(text(host, "hostname"), &text(host, "display_name")),
-            or(text(host, "os_version"), &text(host, "platform")),
+            or(os, &text(host, "platform")),
             text(host, "osquery_version"),
             text(host, "status"),
             age(host.get("seen_time"), now),
             address,
         ]
     };
-    render(&columns, hosts.iter().map(row).collect(), None)
+    render(&columns, hosts.iter().map(row).collect())
 }
 
 async fn enroll_secret(client: &Client, form: Form, now: SystemTime) -> Result<Output, Failure> {
@@ -383,11 +384,11 @@ async fn enroll_secret(client: &Client, form: Form, now: SystemTime) -> Result<O
             vec![document::wrap("enroll_secret", spec)],
         )));
     }
-    let columns = [Column::Elastic("SECRET"), Column::Text("CREATED")];
+    // Never cut: half a secret is of no use.
+    let columns = [Column::Text("SECRET"), Column::Text("CREATED")];
     let row = |secret: &Value| vec![text(secret, "secret"), age(secret.get("created_at"), now)];
     let rows = items(&spec, "secrets").iter().map(row).collect();
-    // Never cut: half a secret is of no use.
-    Ok(Output::of(render(&columns, rows, Some(u16::MAX))))
+    Ok(Output::of(render(&columns, rows)))
 }
 
 async fn carves(client: &Client, form: Form, now: SystemTime) -> Result<Output, Failure> {
@@ -409,8 +410,8 @@ async fn carves(client: &Client, form: Form, now: SystemTime) -> Result<Output, 
         Column::Number("HOST"),
         Column::Text("STARTED"),
         Column::Number("SIZE"),
-        Column::Text("STATE"),
-        Column::Elastic("FILE"),
+        Column::Elastic("STATE"),
+        Column::Text("FILE"),
     ];
     let row = |carve: &Value| {
         let number = |name: &str| carve.get(name).and_then(Value::as_u64).unwrap_or_default();
@@ -433,6 +434,5 @@ async fn carves(client: &Client, form: Form, now: SystemTime) -> Result<Output, 
     Ok(Output::of(render(
         &columns,
         carves.iter().map(row).collect(),
-        None,
     )))
 }

@@ -29,7 +29,7 @@ const API: &str = "/api/latest/fleet";
 
 /// Look at hosts, and look at and change queries, packs, labels, configuration and enroll secrets.
 #[derive(Debug, clap::Args)]
-pub struct Ctl {
+pub(crate) struct Ctl {
     #[command(subcommand)]
     command: Command,
 }
@@ -94,7 +94,7 @@ impl Output {
 }
 
 /// Runs one command against the server whose state directory this is.
-pub fn run(ctl: Ctl, state_dir: &Path) -> ExitCode {
+pub(crate) fn run(ctl: Ctl, state_dir: &Path) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();

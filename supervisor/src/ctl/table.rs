@@ -2,9 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use comfy_table::{
-    Cell, CellAlignment, ColumnConstraint, ContentArrangement, Row, Table, Width, presets,
-};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde_json::Value;
 
 /// What the server writes for "never".
@@ -17,7 +15,7 @@ pub(super) enum Column {
     Text(&'static str),
     /// Numbers, to the right.
     Number(&'static str),
-    /// Texts that may be cut to what the terminal leaves.
+    /// Texts that are cut to what the terminal leaves; in a pipe they stay whole.
     Elastic(&'static str),
 }
 
@@ -29,49 +27,64 @@ impl Column {
     }
 }
 
-/// Longest text in a column that is never cut; a longer one is cut all the same.
-const TEXT_CHARS_MAX: usize = 40;
+/// Spaces between two columns.
+const GAP: usize = 2;
+/// An elastic column is not made smaller.
+const ELASTIC_CHARS_MIN: usize = 8;
 
-/// A table without lines. Rows are one line high.
-pub(super) fn render(columns: &[Column], rows: Vec<Vec<String>>, width: Option<u16>) -> String {
+/// A table without lines, one line a row, as wide as the terminal at most.
+pub(super) fn render(columns: &[Column], rows: Vec<Vec<String>>) -> String {
+    let terminal = Table::new().width().map(usize::from);
+    render_within(columns, rows, terminal)
+}
+
+fn render_within(columns: &[Column], rows: Vec<Vec<String>>, terminal: Option<usize>) -> String {
+    let rows: Vec<Vec<String>> = rows
+        .into_iter()
+        .map(|cells| cells.iter().map(|cell| one_line(cell)).collect())
+        .collect();
+    let widths = terminal.map(|chars| widths(columns, &rows, chars));
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic);
-    if let Some(width) = width {
-        table.set_width(width);
-    }
-    table.set_header(columns.iter().map(|column| column.title()));
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(columns.iter().map(|column| column.title()));
     for cells in rows {
-        let cells = cells.into_iter().zip(columns).map(|(text, column)| {
-            let text = one_line(&text);
-            Cell::new(match column {
-                Column::Elastic(_) => text,
-                _ => cut(&text, TEXT_CHARS_MAX),
-            })
-        });
-        let mut row = Row::from(cells.collect::<Vec<_>>());
-        row.max_height(1);
-        table.add_row(row);
+        table.add_row(cells.into_iter().enumerate().map(|(index, cell)| {
+            let width = widths.as_ref().and_then(|widths| widths.get(index));
+            cut(cell, width.copied().unwrap_or(usize::MAX))
+        }));
     }
+    let gap = u16::try_from(GAP).unwrap_or_default();
     for (column, kind) in table.column_iter_mut().zip(columns) {
-        column.set_padding((0, 2));
-        match kind {
-            Column::Elastic(title) => {
-                let width = u16::try_from(title.len()).unwrap_or(u16::MAX);
-                let lower = Width::Fixed(width.saturating_add(2));
-                column.set_constraint(ColumnConstraint::LowerBoundary(lower));
-            }
-            Column::Text(_) => {
-                column.set_constraint(ColumnConstraint::ContentWidth);
-            }
-            Column::Number(_) => {
-                column.set_constraint(ColumnConstraint::ContentWidth);
-                column.set_cell_alignment(CellAlignment::Right);
-            }
+        column.set_padding((0, gap));
+        if matches!(kind, Column::Number(_)) {
+            column.set_cell_alignment(CellAlignment::Right);
         }
     }
     table.trim_fmt() + "\n"
+}
+
+/// Widths of the columns: as wide as their texts, and where that is too much, the widest elastic ones are cut first.
+fn widths(columns: &[Column], rows: &[Vec<String>], chars: usize) -> Vec<usize> {
+    let natural = |(index, column): (usize, &Column)| {
+        let cells = rows.iter().filter_map(|cells| cells.get(index));
+        let texts = cells.map(|cell| cell.chars().count());
+        texts.max().unwrap_or_default().max(column.title().len())
+    };
+    let mut widths: Vec<usize> = columns.iter().enumerate().map(natural).collect();
+    let gaps = GAP * columns.len().saturating_sub(1);
+    let mut excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(chars);
+    while excess > 0 {
+        let elastic = widths.iter_mut().zip(columns);
+        let elastic = elastic.filter(|(_, column)| matches!(column, Column::Elastic(_)));
+        match elastic.map(|(width, _)| width).max() {
+            Some(widest) if *widest > ELASTIC_CHARS_MIN => *widest -= 1,
+            _ => break,
+        }
+        excess -= 1;
+    }
+    widths
 }
 
 /// White space of any kind becomes one space.
@@ -79,12 +92,12 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn cut(text: &str, chars_max: usize) -> String {
+fn cut(text: String, chars_max: usize) -> String {
     if text.chars().count() <= chars_max {
-        return text.to_owned();
+        return text;
     }
     let kept: String = text.chars().take(chars_max.saturating_sub(1)).collect();
-    kept + "…"
+    kept.trim_end().to_owned() + "…"
 }
 
 /// `12 s`, `5 min`, `3 h`, `2 d`.
@@ -152,28 +165,29 @@ mod tests {
     #[test]
     fn tables_fit_the_terminal() {
         let columns = [
-            Column::Text("NAME"),
+            Column::Elastic("NAME"),
             Column::Number("N"),
             Column::Elastic("SQL"),
         ];
+        let row = |name: &str, n: &str, sql: &str| [name, n, sql].map(str::to_owned).to_vec();
         let rows = vec![
-            vec![
-                "a".into(),
-                "5".into(),
-                format!("SELECT\n  {}", "x, ".repeat(100)),
-            ],
-            vec!["processes".into(), "3600".into(), "SELECT 1".into()],
+            row("a", "5", "SELECT\n  x,\ty FROM something WHERE name = 'ö'"),
+            row("processes", "3600", "SELECT 1"),
         ];
-        let text = render(&columns, rows.clone(), Some(60));
-        let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines.len(), 3, "{text}");
-        assert!(
-            lines.iter().all(|line| line.chars().count() <= 60),
-            "{text}"
+        assert_eq!(
+            render_within(&columns, rows.clone(), Some(40)),
+            "NAME          N  SQL\n\
+             a             5  SELECT x, y FROM somet…\n\
+             processes  3600  SELECT 1\n"
         );
-        assert!(lines[1].contains("SELECT x, x"), "{text}");
-        assert_eq!(lines[2], "processes  3600  SELECT 1");
-        assert!(render(&columns, rows, None).lines().count() >= 3);
+        let whole = render_within(&columns, rows.clone(), None);
+        assert!(whole.contains("name = 'ö'"), "{whole}");
+        for chars in 0..80 {
+            let text = render_within(&columns, rows.clone(), Some(chars));
+            assert_eq!(text.lines().count(), 3, "{text}");
+            let longest = text.lines().map(|line| line.chars().count()).max();
+            assert!(longest <= Some(chars.max(24)), "{chars}: {text}");
+        }
     }
 
     #[test]

@@ -124,7 +124,8 @@ async fn printed_documents_are_taken_back() {
         documents.add("text", &text).unwrap();
         let mut wanted = queries();
         for spec in wanted.as_array_mut().unwrap() {
-            spec.as_object_mut().unwrap().shift_remove("id");
+            let members = spec.as_object_mut().unwrap();
+            members.retain(|name, value| name != "id" && *value != json!(""));
         }
         assert_eq!(json!(documents.queries), wanted, "{text}");
     }

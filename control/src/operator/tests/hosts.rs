@@ -4,12 +4,17 @@ use serde_json::json;
 
 use super::*;
 
-#[tokio::test]
-async fn hosts_are_listed_found_and_deleted() {
+async fn three_hosts() -> Bench {
     let bench = Bench::new().await;
     for name in ["web-2", "web-1", "db-1"] {
         bench.enroll(name).await;
     }
+    bench
+}
+
+#[tokio::test]
+async fn hosts_are_listed_and_counted() {
+    let bench = three_hosts().await;
     let list = bench.get("/hosts?order_key=hostname&per_page=2").await;
     let names: Vec<_> = list["hosts"]
         .as_array()
@@ -48,6 +53,11 @@ async fn hosts_are_listed_found_and_deleted() {
         assert_eq!(status, StatusCode::BAD_REQUEST);
         assert_eq!(body["errors"][0]["name"], part, "{body}");
     }
+}
+
+#[tokio::test]
+async fn hosts_are_found_and_deleted() {
+    let bench = three_hosts().await;
     let host = bench.get("/hosts/identifier/uuid-web-1").await["host"].clone();
     assert_eq!(host["osquery_host_id"], "id-web-1");
     assert_eq!(host["labels"][0]["name"], "All Hosts");

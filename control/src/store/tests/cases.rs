@@ -297,8 +297,14 @@ pub(super) async fn label_results_are_written_once(bed: &Bed) {
     );
     assert_eq!(store.hosts_by_ids(&hosts).await.unwrap(), states);
     let labels = store.labels().await.unwrap();
-    let counts: Vec<u64> = labels.iter().map(|label| label.host_count).collect();
-    assert_eq!(counts, [100, 100, 0]);
+    let count = |id: LabelId| {
+        labels
+            .iter()
+            .find(|label| label.id == id)
+            .unwrap()
+            .host_count
+    };
+    assert_eq!([LabelId::ALL_HOSTS, x, y].map(count), [100, 100, 0]);
     assert_eq!(store.label_hosts(x, HostId(0), 1000).await.unwrap(), hosts);
     assert!(store.delete_label("x").await.unwrap());
     assert!(!store.delete_label("x").await.unwrap());
@@ -454,10 +460,23 @@ pub(super) async fn hosts_are_deleted(bed: &Bed) {
     // It comes back as a new row; ids are not given twice.
     let again = enroll_one(store, enrollment("host-1", "", 1_000_001)).await;
     assert_eq!(again.host.id, HostId(4));
-    // A late mark leaves a row that pruning finds.
+    // What late writes leave goes with the change that tells of the deletion.
     store.mark_seen(&[hosts[1]], UnixSeconds(9)).await.unwrap();
-    assert_eq!(store.prune(UnixSeconds(0)).await, Ok(1));
-    assert_eq!(store.prune(UnixSeconds(0)).await, Ok(0));
+    let late = details(hosts[1], 9, HostColumns::default(), json!({}));
+    store.update_details(&[late]).await.unwrap();
+    assert_eq!(store.prune(UnixSeconds(u32::MAX)).await, Ok(0));
+    for round in 0..3 {
+        let batch: Vec<_> = (0..200)
+            .map(|index| enrollment(&format!("later-{round}-{index}"), "", 1))
+            .collect();
+        store.enroll(&batch, &unseen).await.unwrap();
+    }
+    assert!(store.prune(UnixSeconds(u32::MAX)).await.unwrap() > 0);
+    let seen = store.seen_after(HostId(0), 10).await.unwrap();
+    assert_eq!(
+        seen.iter().map(|(host, _)| *host).collect::<Vec<_>>(),
+        [hosts[0], hosts[2]]
+    );
 }
 
 pub(super) async fn changes_are_pruned(bed: &Bed) {
