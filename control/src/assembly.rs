@@ -77,10 +77,9 @@ impl From<store::Error> for Obstacle {
             store::Error::Unavailable(_) | store::Error::Failed(_) => {
                 Self::Later(error.to_string())
             }
-            store::Error::NotPrepared { missing } => Self::Fatal(format!(
-                "the database lacks {missing} migrations; run: fleet-supervisor prepare db"
-            )),
-            store::Error::Invalid(reason) => Self::Fatal(reason),
+            store::Error::NotPrepared { .. } | store::Error::Invalid(_) => {
+                Self::Fatal(error.to_string())
+            }
         }
     }
 }

@@ -14,8 +14,9 @@ const ROLE: &str = "control";
 pub(crate) fn start(options: &Logging) {
     let level = if options.debug { "debug" } else { "info" };
     // sqlx tells of every statement at debug; that is for RUST_LOG to ask for.
+    // The pool repeats at each attempt what `watch` says once an outage.
     let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("{level},sqlx=warn,hyper=info")));
+        .unwrap_or_else(|_| EnvFilter::new(format!("{level},sqlx=error,hyper=info")));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(RoleWriter {

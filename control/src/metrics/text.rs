@@ -102,7 +102,7 @@ impl Page<'_> {
         name: Name<N>,
         series: impl IntoIterator<Item = (Values<'v, N>, &'v Histogram)>,
     ) -> Result<(), Error> {
-        self.histogram(name, Some(Unit::Seconds), &BUCKET_BOUNDS_US, 1e-6, series)
+        self.histogram(name, Some(Unit::Seconds), &BUCKET_BOUNDS_US, 1e6, series)
     }
 
     /// Sizes in things. Series without an observation are left out.
@@ -119,7 +119,7 @@ impl Page<'_> {
         name: Name<N>,
         unit: Option<Unit>,
         bounds: &[u64; 14],
-        scale: f64,
+        divisor: f64,
         series: impl IntoIterator<Item = (Values<'v, N>, &'v Histogram)>,
     ) -> Result<(), Error> {
         let mut family =
@@ -131,14 +131,14 @@ impl Page<'_> {
             }
             let bounds = bounds
                 .iter()
-                .map(|bound| as_f64(*bound) * scale)
+                .map(|bound| as_f64(*bound) / divisor)
                 .chain([f64::INFINITY]);
             // The encoder sums up over buckets itself.
             let buckets: Vec<(f64, u64)> = bounds.zip(histogram.buckets).collect();
             family
                 .encode_family(&labels(&name, &values))?
                 .encode_histogram::<NoLabelSet>(
-                    as_f64(histogram.sum) * scale,
+                    as_f64(histogram.sum) / divisor,
                     histogram.count(),
                     &buckets,
                     None,

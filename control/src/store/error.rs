@@ -14,7 +14,9 @@ pub(crate) enum Error {
     #[error("{0}")]
     Invalid(String),
     /// Migrations are missing; `prepare db` runs them.
-    #[error("the database lacks {missing} migrations; run `fleet-supervisor prepare db`")]
+    #[error(
+        "the database is not prepared (migrations missing: {missing}); run: fleet-supervisor prepare db"
+    )]
     NotPrepared {
         /// How many.
         missing: usize,
