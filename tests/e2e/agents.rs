@@ -323,10 +323,17 @@ spec:
             .post("/api/osquery/config", &json!({"node_key": key}))
             .unwrap()
     };
-    let answer = wait::until("the new config is served", || {
-        let answer = config();
-        (answer.object().contains_key("packs") && answer.object().contains_key("options"))
-            .then_some(answer)
+    // Documents are applied kind by kind and workers hear of it one after the other: the last state is meant.
+    let answer = wait::until("every worker serves the new config", || {
+        let answers: Vec<_> = (0..10).map(|_| config()).collect();
+        let is_last = |answer: &Answer| {
+            let object = answer.object();
+            let has_pack = object
+                .get("packs")
+                .is_some_and(|packs| packs.get("people").is_some());
+            has_pack && object.contains_key("options")
+        };
+        answers.iter().all(is_last).then(&config)
     });
     let object = answer.object();
     // An override replaces; it does not merge.
@@ -362,27 +369,42 @@ spec:
   queries: [{query: users, name: users, interval: 60}]
 "#,
     );
-    let name = wait::until("the label query is handed out", || {
+    // As an agent: everything that is asked is answered. Built-in labels are asked too.
+    wait::until("the label query is handed out", || {
+        let read = json!({"node_key": key});
         let work = gateway
             .https
-            .post("/api/osquery/distributed/read", &json!({"node_key": key}))
+            .post("/api/osquery/distributed/read", &read)
             .unwrap()
             .object();
         let queries = work.get("queries")?.as_object()?.clone();
-        queries
+        let is_nginx = |sql: &Value| sql.as_str().unwrap().contains("nginx");
+        let rows: serde_json::Map<_, _> = queries
+            .iter()
+            .map(|(name, sql)| {
+                (
+                    name.clone(),
+                    if is_nginx(sql) {
+                        json!([{"1": "1"}])
+                    } else {
+                        json!([])
+                    },
+                )
+            })
+            .collect();
+        let statuses: serde_json::Map<_, _> = queries
             .keys()
-            .find(|name| name.starts_with("fleet_label_query_"))
-            .cloned()
+            .map(|name| (name.clone(), json!(0)))
+            .collect();
+        let write = json!({"queries": rows, "statuses": statuses, "node_key": key});
+        accepted(
+            &gateway
+                .https
+                .post("/api/osquery/distributed/write", &write)
+                .unwrap(),
+        );
+        queries.values().any(is_nginx).then_some(())
     });
-    accepted(
-        &gateway
-            .https
-            .post(
-                "/api/osquery/distributed/write",
-                &json!({"queries": {&name: [{"1": "1"}]}, "statuses": {&name: 0}, "node_key": key}),
-            )
-            .unwrap(),
-    );
     wait::until("the pack is in the config", || {
         let config = gateway
             .https
