@@ -21,7 +21,8 @@ use fleet_loadtest::tables::Rows;
 use fleet_loadtest::target::{Sources, Target};
 use fleet_loadtest::tls::{Trust, Versions, client_config};
 use fleet_loadtest::verdict::Failure;
-use fleet_protocol::agent::LogType;
+use fleet_protocol::agent::{LogType, Route};
+use fleet_protocol::reject::Reject;
 use fleet_protocol::secret::Secret;
 use tokio::time::Instant;
 
@@ -616,5 +617,34 @@ async fn hellos_that_rustls_cannot_send_are_sent_by_hand() {
                 assert_ne!(answer, Answer::Closed, "{hello:?}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn every_refusal_of_the_gateway_keeps_the_lines_and_is_no_success() {
+    for reject in Reject::ALL {
+        let respond = move |received: &Received| {
+            let tail = received.path.rsplit('/').next().unwrap_or_default();
+            let route = if tail == "log" {
+                Route::Log
+            } else {
+                Route::Config
+            };
+            let answer = reject.answer(Some(route));
+            Reply::status(answer.status, answer.body)
+        };
+        let bench = Bench::start(respond).await;
+        let agent = bench.enrolled();
+        let line = br#"{"name":"kept"}"#.to_vec();
+        agent.buffer_line(LogType::Result, line).await;
+        agent.log_round(Instant::now()).await;
+        // What will never be accepted is dropped, or the agent would send it for ever.
+        let kept = usize::from(!reject.is_loss_on(Some(Route::Log)));
+        assert_eq!(
+            agent.buffered_lines(LogType::Result).await,
+            kept,
+            "{reject:?}"
+        );
+        assert!(!bench.enrolled().config().await.is_success(), "{reject:?}");
     }
 }
