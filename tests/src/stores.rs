@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+use crate::port;
 use crate::process::{Process, run};
 use crate::wait;
 
@@ -20,6 +21,8 @@ impl MariaDb {
     pub fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let output = run(Command::new("mariadb-install-db")
+            // At its start a server removes temporary tables from this directory, those of others too.
+            .env("TMPDIR", dir.path())
             .arg("--no-defaults")
             .arg(format!("--datadir={}", dir.path().join("data").display()))
             .args([
@@ -48,6 +51,7 @@ impl MariaDb {
         let log = std::fs::File::create(path.join("db.log")).unwrap();
         self.server = Some(Process::spawn(
             Command::new("mariadbd")
+                .env("TMPDIR", path)
                 .arg("--no-defaults")
                 .arg(format!("--datadir={}", path.join("data").display()))
                 .arg(format!("--socket={}", self.socket().display()))
@@ -101,14 +105,8 @@ pub struct Redis {
 
 impl Redis {
     pub fn start() -> Self {
-        // Redis takes no port 0; a port that was free a moment ago is the best there is.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
         let mut redis = Self {
-            address: format!("127.0.0.1:{port}"),
+            address: format!("127.0.0.1:{}", port::free()),
             server: None,
             dir: tempfile::tempdir().unwrap(),
         };

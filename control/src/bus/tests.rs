@@ -143,9 +143,11 @@ async fn an_absent_redis_is_no_error_at_start() {
 }
 
 /// A port that was free a moment ago.
+/// Below the range that the kernel gives ports from by itself, so that nobody gets it before the server does.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    std::iter::repeat_with(|| fastrand::u16(15_000..32_000))
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .unwrap()
 }
 
 /// `ca.pem`, and `cert.pem` and `key.pem` of localhost. False when there is no openssl on the machine.

@@ -176,7 +176,12 @@ impl Link {
     async fn next(&mut self) -> Option<FromControl> {
         loop {
             match self.receive().await {
-                Some(FromControl::Ping(number)) => self.send(&FromWorker::Pong(number)).await,
+                Some(FromControl::Ping(number)) => {
+                    let mut bytes = BytesMut::new();
+                    frame::encode(&FromWorker::Pong(number), &mut bytes).unwrap();
+                    // Control may have cut the link since; the next read tells.
+                    let _ = self.stream.write_all(&bytes).await;
+                }
                 other => return other,
             }
         }

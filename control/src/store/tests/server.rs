@@ -28,6 +28,8 @@ impl Server {
     pub(super) fn start() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let made = Command::new("mariadb-install-db")
+            // At its start a server removes temporary tables from this directory, those of others too.
+            .env("TMPDIR", dir.path())
             .args(["--no-defaults", "--user=root", "--skip-test-db"])
             .arg("--auth-root-authentication-method=normal")
             .arg(format!("--datadir={}", dir.path().join("data").display()))
@@ -55,6 +57,7 @@ impl Server {
             vec!["--skip-networking".to_owned()]
         };
         Command::new("mariadbd")
+            .env("TMPDIR", dir.path())
             .args(["--no-defaults", "--user=root"])
             .args(tls)
             .args([
