@@ -264,9 +264,12 @@ impl Orders {
                     let time = Duration::from_millis(u64::from(deadline_ms));
                     drain.send_replace(Some(time));
                 }
-                Some(ToChild::StartWorker(_) | ToChild::StartControl(_)) => {
-                    tracing::warn!("a second start message is ignored");
-                }
+                Some(
+                    ToChild::StartWorker(_)
+                    | ToChild::StartControl(_)
+                    | ToChild::Listen(_)
+                    | ToChild::Withdraw(_),
+                ) => tracing::warn!("a message that is not for control is ignored"),
                 None => {
                     drain.send_if_modified(|time| {
                         let is_news = time.is_none();

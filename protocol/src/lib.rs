@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod address;
+pub mod address_list;
 pub mod admin;
 pub mod agent;
 pub mod config;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::address::AddressView;
 use crate::config::Config;
 use crate::frame::{Kind, Message};
 use crate::ids::{BootNonce, Generation, SlotIndex};
@@ -17,6 +18,8 @@ use crate::stats::{ControlStats, WorkerStats};
 
 /// Where a child finds its channel.
 pub const CHANNEL_FD: i32 = 3;
+/// Most descriptors that come with one [`ToChild::Listen`]; the kernel takes no more than 253.
+pub const FDS_PER_MESSAGE_MAX: usize = 128;
 /// Exit code of a child that must not be started again (bad configuration, lost descriptor).
 pub const EXIT_FATAL: i32 = 70;
 
@@ -34,6 +37,11 @@ pub enum ToChild {
     },
     /// To control only, each second: all slots, for `/metrics`.
     Gateway(Box<Gateway>),
+    /// To a worker: accept on these, too. Their descriptors come with this message, in the same order; the numbers in it
+    /// mean nothing.
+    Listen(Vec<Listener>),
+    /// To a worker: accept what waits on these addresses, then close their listeners.
+    Withdraw(Vec<SocketAddr>),
 }
 
 impl Message for ToChild {
@@ -68,6 +76,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Its number in the child.
     pub fd: i32,
+    /// Whether its connections begin with a PROXY v2 header.
+    pub is_proxied: bool,
 }
 
 /// PEM texts, checked by the supervisor.
@@ -121,13 +131,32 @@ impl Message for FromChild {
     const KIND: Kind = Kind::FromChild;
 }
 
-/// All slots, as the supervisor sees them.
+/// All slots and addresses, as the supervisor sees them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Gateway {
     /// One for each slot, in order.
     pub slots: Vec<SlotView>,
     /// Restarts of control.
     pub control_restarts: u64,
+    /// Whether the whole server is finishing.
+    pub is_draining: bool,
+    /// One for each address that agents may connect to, in the order of the configuration.
+    pub addresses: Vec<AddressView>,
+    /// Kernel settings that this configuration needs, as they were at start.
+    pub settings: Vec<SettingView>,
+}
+
+/// One kernel setting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingView {
+    /// Such as `net.core.somaxconn`.
+    pub key: String,
+    /// What it is.
+    pub now: String,
+    /// What this configuration needs, at least.
+    pub wanted: String,
+    /// Whether that is enough; `None` when it cannot be told here.
+    pub holds: Option<bool>,
 }
 
 /// One slot.

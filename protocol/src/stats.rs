@@ -1,5 +1,7 @@
 //! Counters that workers and control report to the supervisor, which hands all of them to control for `/metrics`.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Route;
@@ -157,6 +159,21 @@ pub struct WorkerStats {
     pub link_oddities: u64,
     /// Resident memory, bytes.
     pub rss_bytes: u64,
+    /// One for each listener that has been accepted from, or may be.
+    pub listeners: Vec<ListenerStats>,
+}
+
+/// One listener's counters since its worker got it, and its gauges now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStats {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Connections open now.
+    pub open: u32,
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Requests and connections refused.
+    pub refused: u64,
 }
 
 impl WorkerStats {

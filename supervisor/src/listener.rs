@@ -71,6 +71,7 @@ impl TcpListeners {
                 Some(slot::Listener {
                     address: of.address,
                     fd: of.sockets.get(slot)?.as_raw_fd(),
+                    is_proxied: false,
                 })
             })
             .collect()

@@ -6,7 +6,7 @@ use fleet_protocol::config::Config;
 
 use crate::arguments::PrepareCommand;
 use crate::exit::Failure;
-use crate::plan::with_password;
+use crate::setup::with_password;
 use crate::state_dir::{self, StateDir};
 
 /// Asks first when somebody sits at a terminal, unless told not to.

@@ -13,7 +13,7 @@ use crate::place::Role;
 use crate::state_dir::StateDir;
 
 /// See the module. It owns every listening socket and the lock of the state directory.
-pub(crate) struct Plan {
+pub(crate) struct Setup {
     /// As given.
     pub(crate) config: Config,
     /// Locked.
@@ -38,7 +38,7 @@ pub(crate) struct Plan {
     pub(crate) banner: Option<String>,
 }
 
-impl Plan {
+impl Setup {
     /// The first message to a child, and the descriptors that it inherits.
     pub(crate) fn first_message(&self, role: Role) -> anyhow::Result<(ToChild, Vec<RawFd>)> {
         // The lock stays with the children; see the state directory.

@@ -13,8 +13,8 @@ use crate::certificate::{self, Identity};
 use crate::exit::Failure;
 use crate::flagfile::{self, Flagfile};
 use crate::listener::{LocalListeners, TcpListeners};
-use crate::plan::Plan;
 use crate::settings::Settings;
+use crate::setup::Setup;
 use crate::state_dir::StateDir;
 use crate::{banner, descriptors, enroll_secret, log, machine, state_dir, supervisor, sys};
 
@@ -34,8 +34,8 @@ pub(crate) fn start(settings: Settings) -> Result<(), Failure> {
     let addresses_file = state.run_path("addresses");
     // What stands there is of an earlier run.
     let _ = std::fs::remove_file(&addresses_file);
-    let plan = plan(config, state)?;
-    let lines = plan.addresses.join("\n") + "\n";
+    let setup = set_up(config, state)?;
+    let lines = setup.addresses.join("\n") + "\n";
     state_dir::write_private(&addresses_file, lines.as_bytes()).map_err(|error| {
         Failure::fatal(format!(
             "cannot write {}: {error}",
@@ -49,19 +49,19 @@ pub(crate) fn start(settings: Settings) -> Result<(), Failure> {
         "operator.sock",
         "admin.sock",
     ]
-    .map(|name| plan.state.run_path(name));
+    .map(|name| setup.state.run_path(name));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::fatal(format!("cannot start: {error}")))?;
-    let result = runtime.block_on(supervisor::run(plan));
+    let result = runtime.block_on(supervisor::run(setup));
     for path in leftovers {
         let _ = std::fs::remove_file(path);
     }
     result
 }
 
-fn plan(config: Config, state: StateDir) -> Result<Plan, Failure> {
+fn set_up(config: Config, state: StateDir) -> Result<Setup, Failure> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO);
@@ -112,7 +112,7 @@ fn plan(config: Config, state: StateDir) -> Result<Plan, Failure> {
         &addresses,
         workers,
     )?;
-    Ok(Plan {
+    Ok(Setup {
         cpus: if config.workers.pin {
             machine::cpus()
         } else {

@@ -42,6 +42,7 @@ fn status() -> Status {
         gateway: Gateway {
             slots: vec![slot(0, SlotState::Ready), slot(127, SlotState::Parked)],
             control_restarts: 1,
+            ..Gateway::default()
         },
         control: ControlView {
             state: SlotState::Ready,

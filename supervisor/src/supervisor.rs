@@ -17,8 +17,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use crate::admin::{self, Ask};
 use crate::exit::Failure;
 use crate::place::{Place, Role};
-use crate::plan::Plan;
 use crate::process::{Heard, Launcher, News};
+use crate::setup::Setup;
 use crate::slot::{Action, Event};
 
 const HEARD_MAX: usize = 1024;
@@ -35,11 +35,11 @@ const DRAIN_GRACE: Duration = Duration::from_secs(2);
 const SHORT_DRAIN: Duration = Duration::from_secs(1);
 
 /// Runs until drained. Must be called within a runtime.
-pub(crate) async fn run(plan: Plan) -> Result<(), Failure> {
+pub(crate) async fn run(setup: Setup) -> Result<(), Failure> {
     let trouble = |error: std::io::Error| Failure::fatal(format!("cannot start: {error}"));
     let (heard_sender, mut heard) = mpsc::channel(HEARD_MAX);
     let (asks_sender, mut asks) = mpsc::channel(ASKS_MAX);
-    let listener = plan.local.admin().map_err(trouble)?;
+    let listener = setup.local.admin().map_err(trouble)?;
     tokio::spawn(async move {
         if let Err(error) = admin::serve(listener, asks_sender).await {
             tracing::error!(%error, "the admin socket is lost; status and stop do not work");
@@ -51,7 +51,7 @@ pub(crate) async fn run(plan: Plan) -> Result<(), Failure> {
     let mut ticks = interval(STATS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let launcher = Launcher::open().map_err(trouble)?;
-    let mut supervisor = Supervisor::new(plan, launcher, heard_sender);
+    let mut supervisor = Supervisor::new(setup, launcher, heard_sender);
     loop {
         supervisor.turn();
         if supervisor.is_over() {
@@ -81,7 +81,7 @@ enum Phase {
 }
 
 struct Supervisor {
-    plan: Plan,
+    setup: Setup,
     launcher: Launcher,
     heard: mpsc::Sender<Heard>,
     started: Instant,
@@ -95,12 +95,12 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn new(mut plan: Plan, launcher: Launcher, heard: mpsc::Sender<Heard>) -> Self {
-        let workers = (0..plan.workers).map(|slot| Role::Worker(SlotIndex(slot)));
+    fn new(mut setup: Setup, launcher: Launcher, heard: mpsc::Sender<Heard>) -> Self {
+        let workers = (0..setup.workers).map(|slot| Role::Worker(SlotIndex(slot)));
         let roles = std::iter::once(Role::Control).chain(workers);
         Self {
-            banner: plan.banner.take(),
-            plan,
+            banner: setup.banner.take(),
+            setup,
             launcher,
             heard,
             started: Instant::now(),
@@ -209,7 +209,7 @@ impl Supervisor {
         };
         let role = place.role;
         let id = place.next_id(index);
-        let started = self.plan.first_message(role).and_then(|(first, keep)| {
+        let started = self.setup.first_message(role).and_then(|(first, keep)| {
             let heard = self.heard.clone();
             Ok(self
                 .launcher
@@ -232,7 +232,7 @@ impl Supervisor {
 
     fn park(&mut self, index: usize, reason: &str) {
         // Place 0 is control's, which is never parked.
-        self.plan.tcp.close_slot(index.saturating_sub(1));
+        self.setup.tcp.close_slot(index.saturating_sub(1));
         let is_useless = self
             .workers()
             .all(|place| place.slot.state() == SlotState::Parked && !place.slot.was_ever_ready());
@@ -394,6 +394,9 @@ impl Supervisor {
                 .filter_map(|place| place.slot_view(now))
                 .collect(),
             control_restarts: self.places.first().map_or(0, |place| place.slot.restarts()),
+            is_draining: self.phase != Phase::Serving,
+            addresses: Vec::new(),
+            settings: Vec::new(),
         }
     }
 
@@ -405,8 +408,8 @@ impl Supervisor {
             pid: std::process::id(),
             uptime_s: now.as_secs(),
             is_draining: self.phase != Phase::Serving,
-            addresses: self.plan.addresses.clone(),
-            state_dir: self.plan.state.path().display().to_string(),
+            addresses: self.setup.addresses.clone(),
+            state_dir: self.setup.state.path().display().to_string(),
             gateway: self.gateway(),
             control: control.unwrap_or_else(|| Place::new(Role::Control).control_view(now)),
         }

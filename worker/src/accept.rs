@@ -12,6 +12,7 @@ use nix::sys::socket::SockFlag;
 use socket2::Socket;
 use tokio::sync::Notify;
 
+use crate::listening::Listening;
 use crate::session::Session;
 use crate::{Worker, inherit};
 
@@ -77,18 +78,26 @@ impl Door {
 }
 
 /// The right to be open.
-pub(crate) struct Permit(Rc<Worker>);
+pub(crate) struct Permit {
+    worker: Rc<Worker>,
+    pub(crate) listening: Rc<Listening>,
+}
 
 impl Permit {
-    fn new(worker: &Rc<Worker>) -> Self {
+    fn new(worker: &Rc<Worker>, listening: &Rc<Listening>) -> Self {
         worker.door.enter();
-        Self(Rc::clone(worker))
+        listening.enter();
+        Self {
+            worker: Rc::clone(worker),
+            listening: Rc::clone(listening),
+        }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.door.leave();
+        self.listening.leave();
+        self.worker.door.leave();
     }
 }
 
@@ -102,51 +111,74 @@ enum Burst {
     Exhausted,
 }
 
-/// Accepts until the drain begins, then what is queued already, and ends.
-pub(crate) async fn run(worker: Rc<Worker>, listener: Socket) {
+/// Why a listener is accepted from no more.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The drain has begun, or the address was withdrawn.
+    AsTold,
+    /// The listener fails.
+    Broken,
+}
+
+/// Accepts until the drain begins or the address is withdrawn, then what is queued already, and ends.
+pub(crate) async fn run(worker: Rc<Worker>, listening: Rc<Listening>, listener: Socket) -> End {
     let listener = match inherit::watch(listener) {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(%error, "listener cannot be watched");
-            return;
+            return End::Broken;
         }
     };
     loop {
         tokio::select! {
             biased;
             () = worker.drain.begun() => break,
+            () = listening.withdrawn() => break,
             () = worker.door.room() => {}
         }
         let mut ready = tokio::select! {
             biased;
             () = worker.drain.begun() => break,
+            () = listening.withdrawn() => break,
             ready = listener.readable() => match ready {
                 Ok(ready) => ready,
                 Err(error) => {
                     tracing::error!(%error, "listener fails");
-                    return;
+                    return End::Broken;
                 }
             },
         };
-        match accept_burst(&worker, listener.get_ref()) {
+        match accept_burst(&worker, &listening, listener.get_ref()) {
             Ok(Burst::Empty) => ready.clear_ready(),
             Ok(Burst::More) => tokio::task::yield_now().await,
             Ok(Burst::Exhausted) => tokio::time::sleep(DESCRIPTOR_PAUSE).await,
             Err(error) => {
                 tracing::error!(%error, "listener fails");
-                return;
+                return End::Broken;
             }
         }
     }
-    while let Ok(Burst::More) = accept_burst(&worker, listener.get_ref()) {
-        if worker.door.is_shut.get() {
-            break;
+    loop {
+        match accept_burst(&worker, &listening, listener.get_ref()) {
+            Ok(Burst::More) if worker.door.is_shut.get() => tokio::select! {
+                biased;
+                // The end of the process does not wait for room.
+                () = worker.drain.begun() => break,
+                () = worker.door.room() => {}
+            },
+            Ok(Burst::More) => tokio::task::yield_now().await,
+            Ok(Burst::Exhausted) => tokio::time::sleep(DESCRIPTOR_PAUSE).await,
+            Ok(Burst::Empty) | Err(_) => break,
         }
-        tokio::task::yield_now().await;
     }
+    End::AsTold
 }
 
-fn accept_burst(worker: &Rc<Worker>, listener: &Socket) -> io::Result<Burst> {
+fn accept_burst(
+    worker: &Rc<Worker>,
+    listening: &Rc<Listening>,
+    listener: &Socket,
+) -> io::Result<Burst> {
     let flags = (SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC).bits();
     for _ in 0..BURST {
         if worker.door.is_shut.get() {
@@ -172,7 +204,7 @@ fn accept_burst(worker: &Rc<Worker>, listener: &Socket) -> io::Result<Burst> {
             continue;
         };
         worker.state.stats.borrow_mut().accepted += 1;
-        let permit = Permit::new(worker);
+        let permit = Permit::new(worker, listening);
         match Session::new(worker, socket.into(), peer, permit) {
             Ok(session) => {
                 tokio::task::spawn_local(session.serve());

@@ -66,30 +66,7 @@ impl Inheritance {
 
     /// A listening TCP socket, set up so that what it accepts needs no further call.
     pub(crate) fn listener(&mut self, listener: &slot::Listener) -> Result<Socket, Error> {
-        let fd = listener.fd;
-        let socket = self.socket(fd)?;
-        let at = |error| Error::Io { fd, error };
-        let is_tcp = matches!(socket.domain().map_err(at)?, Domain::IPV4 | Domain::IPV6)
-            && socket.r#type().map_err(at)? == Type::STREAM;
-        if !is_tcp || !socket.is_listener().map_err(at)? {
-            return Err(Error::Kind {
-                fd,
-                wanted: "listening TCP socket",
-            });
-        }
-        let found = socket.local_addr().map_err(at)?.as_socket();
-        if found != Some(listener.address) {
-            return Err(Error::Address {
-                fd,
-                found: found.map_or_else(|| "no IP address".to_owned(), |found| found.to_string()),
-                address: listener.address,
-            });
-        }
-        socket.set_nonblocking(true).map_err(at)?;
-        // Accepted sockets inherit it.
-        socket.set_tcp_nodelay(true).map_err(at)?;
-        set_defer_accept(&socket).map_err(at)?;
-        Ok(socket)
+        prepare(self.socket(listener.fd)?, listener)
     }
 
     fn socket(&mut self, fd: RawFd) -> Result<Socket, Error> {
@@ -106,6 +83,39 @@ impl Inheritance {
         socket.set_cloexec(true).map_err(at)?;
         Ok(socket)
     }
+}
+
+/// A descriptor that the kernel has just put into this process, out of a message.
+pub(crate) fn received(fd: RawFd) -> OwnedFd {
+    // SAFETY: `recvmsg` gave out this number, once, for a descriptor that nobody else in this process owns.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Checks that `socket` is what it is said to be, and sets it up so that what it accepts needs no further call.
+pub(crate) fn prepare(socket: Socket, listener: &slot::Listener) -> Result<Socket, Error> {
+    let fd = socket.as_raw_fd();
+    let at = |error| Error::Io { fd, error };
+    let is_tcp = matches!(socket.domain().map_err(at)?, Domain::IPV4 | Domain::IPV6)
+        && socket.r#type().map_err(at)? == Type::STREAM;
+    if !is_tcp || !socket.is_listener().map_err(at)? {
+        return Err(Error::Kind {
+            fd,
+            wanted: "listening TCP socket",
+        });
+    }
+    let found = socket.local_addr().map_err(at)?.as_socket();
+    if found != Some(listener.address) {
+        return Err(Error::Address {
+            fd,
+            found: found.map_or_else(|| "no IP address".to_owned(), |found| found.to_string()),
+            address: listener.address,
+        });
+    }
+    socket.set_nonblocking(true).map_err(at)?;
+    // Accepted sockets inherit it.
+    socket.set_tcp_nodelay(true).map_err(at)?;
+    set_defer_accept(&socket).map_err(at)?;
+    Ok(socket)
 }
 
 /// Makes the runtime's poller know a listener.
@@ -149,7 +159,11 @@ mod tests {
         let address = bound.local_addr().unwrap();
         let fd = bound.into_raw_fd();
         let mut inheritance = Inheritance::default();
-        let claim = slot::Listener { address, fd };
+        let claim = slot::Listener {
+            address,
+            fd,
+            is_proxied: false,
+        };
         let socket = inheritance.listener(&claim).unwrap();
         assert!(socket.tcp_nodelay().unwrap());
         assert!(socket.nonblocking().unwrap());
@@ -164,7 +178,11 @@ mod tests {
         let mut inheritance = Inheritance::default();
         let mut claim = |fd, address: &str| {
             let address = address.parse().unwrap();
-            inheritance.listener(&slot::Listener { address, fd })
+            inheritance.listener(&slot::Listener {
+                address,
+                fd,
+                is_proxied: false,
+            })
         };
         // All open before the first is taken and closed, so that no number comes back.
         let bound = TcpListener::bind("127.0.0.1:0").unwrap().into_raw_fd();

@@ -8,6 +8,7 @@ mod answers;
 mod batch;
 mod body;
 mod buffers;
+mod channel;
 mod clock;
 mod connection;
 mod drain;
@@ -20,6 +21,7 @@ mod hosts;
 mod http;
 mod inherit;
 mod link;
+mod listening;
 mod log_body;
 mod negative;
 mod phase;
@@ -44,12 +46,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use fleet_protocol::config::Logging;
-use fleet_protocol::slot::{EXIT_FATAL, FromChild, StartWorker, ToChild};
+use fleet_protocol::slot::{EXIT_FATAL, FromChild, Listener, StartWorker, ToChild};
+use fleet_protocol::stats::ListenerStats;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use tracing_subscriber::EnvFilter;
 
-use crate::drain::Channel;
+use crate::channel::Channel;
 
 /// Bytes read from a socket at once, by whichever connection has its turn.
 const INPUT_BYTES_MAX: usize = 64 << 10;
@@ -64,6 +67,8 @@ struct Worker {
     clock: Rc<clock::Clock>,
     door: accept::Door,
     drain: drain::Drain,
+    /// In the order in which they came; those that were withdrawn until their last connection ends.
+    listenings: RefCell<Vec<Rc<listening::Listening>>>,
     tunnel_path: PathBuf,
     input: RefCell<Box<[u8]>>,
     scratch: RefCell<buffers::Scratch>,
@@ -87,10 +92,19 @@ impl Worker {
             clock: clock::Clock::new(Instant::now()),
             door: accept::Door::new(server.connections_per_worker_max),
             drain: drain::Drain::default(),
+            listenings: RefCell::default(),
             tunnel_path: start.tunnel_path.clone(),
             input: RefCell::new(vec![0; INPUT_BYTES_MAX].into_boxed_slice()),
             scratch: RefCell::default(),
         }))
+    }
+
+    /// Counts of all listeners. One that is over is reported a last time and then forgotten.
+    fn report_listenings(&self) -> Vec<ListenerStats> {
+        let mut listenings = self.listenings.borrow_mut();
+        let stats = listenings.iter().map(|of| of.stats()).collect();
+        listenings.retain(|of| !of.is_over());
+        stats
     }
 }
 
@@ -120,9 +134,8 @@ pub fn run() -> ExitCode {
     let prepared = Worker::new(&start).and_then(|worker| {
         let listeners = start.listeners.iter();
         let listeners = listeners
-            .map(|listener| inheritance.listener(listener))
-            .collect::<Result<Vec<_>, _>>()?;
-        anyhow::ensure!(!listeners.is_empty(), "no listener was handed over");
+            .map(|listener| Ok((listener.clone(), inheritance.listener(listener)?)))
+            .collect::<Result<Vec<_>, inherit::Error>>()?;
         Ok((worker, listeners))
     });
     let (worker, listeners) = match prepared {
@@ -150,7 +163,7 @@ pub fn run() -> ExitCode {
 fn serve(
     worker: Rc<Worker>,
     channel: Channel,
-    listeners: Vec<socket2::Socket>,
+    listeners: Vec<(Listener, socket2::Socket)>,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

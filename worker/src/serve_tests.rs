@@ -13,7 +13,7 @@ use fleet_protocol::frame::Decoder;
 use fleet_protocol::ids::{AnswerId, Generation, HostId, NodeKeyHash, SlotIndex, UnixSeconds};
 use fleet_protocol::proxy_header;
 use fleet_protocol::secret::Secret;
-use fleet_protocol::slot::{FromChild, StartWorker, TlsIdentity, ToChild};
+use fleet_protocol::slot::{self, FromChild, StartWorker, TlsIdentity, ToChild};
 use fleet_protocol::stats::WorkerStats;
 
 use super::*;
@@ -101,7 +101,13 @@ impl Bench {
         let worker = std::thread::spawn(move || {
             let socket = socket2::Socket::from(listener);
             socket.set_nonblocking(true)?;
-            serve(Worker::new(&start)?, Channel::new(child), vec![socket])
+            let listener = slot::Listener {
+                address,
+                fd: 0,
+                is_proxied: false,
+            };
+            let listeners = vec![(listener, socket)];
+            serve(Worker::new(&start)?, Channel::new(child), listeners)
         });
         channel.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut bench = Self {

@@ -37,7 +37,7 @@ pub(crate) struct Session {
     pending: Option<Pending>,
     exchange: Option<OpenExchange>,
     alarm: Alarm,
-    _permit: Permit,
+    permit: Permit,
 }
 
 /// Why a session's turns are over.
@@ -120,7 +120,7 @@ impl Session {
             pending: None,
             exchange: None,
             alarm: Alarm::new(&worker.clock),
-            _permit: permit,
+            permit,
         }))
     }
 
@@ -251,6 +251,7 @@ impl Session {
         now: Instant,
     ) {
         tracing::debug!(peer = %self.peer, reject = reject.label(), "request refused");
+        self.permit.listening.refuse();
         let response = exchange::refuse(&self.worker.state, route, reject);
         self.note(&response);
         self.connection.refuse(response, scratch, now);

@@ -61,6 +61,7 @@ fn gateway() -> Gateway {
             stats,
         }],
         control_restarts: 1,
+        ..Gateway::default()
     }
 }
 

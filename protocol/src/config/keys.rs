@@ -5,7 +5,8 @@ use std::str::FromStr;
 use serde_json::Value;
 
 use super::sections::{
-    BasicAuth, Carver, Filesystem, Logging, Mysql, Osquery, Redis, Server, State, Workers,
+    AgentCheck, BasicAuth, Carver, Claim, Dns, Filesystem, Logging, Mysql, Osquery, Redis, Server,
+    State, Tune, Workers,
 };
 use super::{Config, Problem};
 use crate::secret::MASK;
@@ -113,8 +114,12 @@ impl Config {
     /// Every option, in the order of the documentation.
     pub fn keys() -> Vec<Key> {
         let defaults = serde_json::to_value(Self::default()).unwrap_or_default();
-        let sections: [(&[&str], Help); 10] = [
+        let sections: [(&[&str], Help); 14] = [
             (&["server"], Server::HELP),
+            (&["addresses", "claim"], Claim::HELP),
+            (&["addresses", "dns"], Dns::HELP),
+            (&["addresses", "agent_check"], AgentCheck::HELP),
+            (&["tune"], Tune::HELP),
             (&["state"], State::HELP),
             (&["workers"], Workers::HELP),
             (&["mysql"], Mysql::HELP),

@@ -9,8 +9,9 @@ mod validate;
 
 pub use keys::{Key, KeyKind, OverlayError, overlay};
 pub use sections::{
-    BasicAuth, Carver, Filesystem, HostIdentifier, LogCompression, Logging, Mysql, Osquery,
-    Prometheus, Redis, Server, State, TlsCompatibility, Workers,
+    Addresses, AgentCheck, BasicAuth, Carver, Claim, Dns, Filesystem, HostIdentifier,
+    LogCompression, Logging, Mysql, Osquery, Prometheus, Redis, Server, State, TlsCompatibility,
+    Tune, Workers,
 };
 pub use validate::Problem;
 
@@ -20,6 +21,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// How agents are spread over addresses.
+    pub addresses: Addresses,
     /// Carves: file uploads from hosts.
     pub carver: Carver,
     /// The filesystem log destination.
@@ -38,6 +41,8 @@ pub struct Config {
     pub server: Server,
     /// Where files are kept.
     pub state: State,
+    /// Kernel limits.
+    pub tune: Tune,
     /// The worker processes.
     pub workers: Workers,
 }

@@ -36,8 +36,15 @@ macro_rules! section {
 section! {
     /// The port that agents connect to.
     Server {
-        /// Addresses to serve on, each IP:port; several are separated by commas.
+        /// Addresses to serve on, separated by commas: IP:port, a range such as 192.0.2.10-192.0.2.19:8080, or a network such as 192.0.2.0/28:8080.
+        #[serde(alias = "addresses")]
         address: Vec<String> = vec!["0.0.0.0:8080".into()];
+        /// Addresses of server.address (IP:port, ranges and networks too, or `all`) on which each connection begins with a PROXY v2 header. Elsewhere such a header is refused.
+        proxy_protocol: Vec<String> = Vec::new();
+        /// Networks of the balancers that may send PROXY headers; connections to server.proxy_protocol from elsewhere are refused.
+        proxy_protocol_networks: Vec<String> = Vec::new();
+        /// Whose forwarding headers are believed about a client's address: networks separated by commas, the name of one header, or a number of hops in X-Forwarded-For; empty: nobody's.
+        trusted_proxies: String = String::new();
         /// Certificate chain, PEM; empty: a self-signed ECDSA P-256 certificate is made in the state directory.
         cert: PathBuf = PathBuf::new();
         /// Private key of the certificate, PEM.
@@ -55,6 +62,61 @@ section! {
         /// Listen backlog of each socket.
         backlog: u32 = 4096;
     }
+}
+
+section! {
+    /// Addresses that this server adds to an interface at start and removes at its end.
+    Claim {
+        /// Interface, such as eth0.
+        interface: String = String::new();
+        /// Addresses with their prefix length, separated by commas: 192.0.2.10/24, a range 192.0.2.10-192.0.2.19/24, IPv6 too; without a length it is one address alone.
+        addresses: Vec<String> = Vec::new();
+    }
+}
+
+section! {
+    /// A small authoritative DNS responder for one name, which answers with the healthy addresses, least loaded first.
+    Dns {
+        /// The name that is delegated to this server, such as fleet.example.com; empty: no responder.
+        name: String = String::new();
+        /// Addresses to answer on, UDP and TCP; empty: port 53 of each address in server.address.
+        listen: Vec<String> = Vec::new();
+        /// How long resolvers may remember an answer.
+        #[serde(with = "super::keys::span")]
+        ttl: Duration = Duration::from_secs(10);
+        /// Most addresses in one answer; 0 for all.
+        answers_max: u16 = 8;
+    }
+}
+
+section! {
+    /// The port that HAProxy's agent-check asks for this server's weight.
+    AgentCheck {
+        /// Address to answer on, such as 0.0.0.0:9707; empty: none.
+        listen: String = String::new();
+    }
+}
+
+section! {
+    /// Kernel limits.
+    Tune {
+        /// Let start change kernel settings that are too low for this configuration; without it start only says so.
+        apply: bool = false;
+        /// Hosts to size for; 0: as many as the workers may hold connections.
+        hosts: u64 = 0;
+    }
+}
+
+/// How agents are spread over addresses.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Addresses {
+    /// Added to an interface by us.
+    pub claim: Claim,
+    /// The responder.
+    pub dns: Dns,
+    /// HAProxy's agent-check.
+    pub agent_check: AgentCheck,
 }
 
 section! {

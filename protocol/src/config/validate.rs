@@ -1,9 +1,9 @@
 //! Says everything that is wrong with a configuration, at once.
 
 use std::fmt;
-use std::net::SocketAddr;
 
 use super::Config;
+use crate::address_list;
 
 /// One thing that is wrong; a sentence that names the option and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,11 +35,8 @@ impl Config {
             !self.server.address.is_empty(),
             "server.address: at least one address is needed",
         );
-        for address in &self.server.address {
-            check(
-                address.parse::<SocketAddr>().is_ok(),
-                &format!("server.address: {address:?} is not IP:port, such as 0.0.0.0:8080"),
-            );
+        if let Err(error) = address_list::sockets(&self.server.address) {
+            check(false, &format!("server.address: {error}"));
         }
         let has_cert = !self.server.cert.as_os_str().is_empty();
         let has_key = !self.server.key.as_os_str().is_empty();

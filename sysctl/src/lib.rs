@@ -1,0 +1,1 @@
+//! Kernel limits of a gateway: what they are, what they should be for its size, and how to change and restore them.

@@ -1,0 +1,77 @@
+//! One address that this worker accepts on: how it is listened to, and what came of it.
+//!
+//! Shared by the accepting task and the connections that came from there, which may outlive the listener.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use fleet_protocol::slot;
+use fleet_protocol::stats::ListenerStats;
+use tokio::sync::Notify;
+
+/// See the module.
+pub(crate) struct Listening {
+    pub(crate) address: SocketAddr,
+    /// Whether each connection begins with a PROXY v2 header.
+    pub(crate) is_proxied: bool,
+    open: Cell<u32>,
+    accepted: Cell<u64>,
+    refused: Cell<u64>,
+    is_withdrawn: Cell<bool>,
+    changed: Notify,
+}
+
+impl Listening {
+    pub(crate) fn new(listener: &slot::Listener) -> Rc<Self> {
+        Rc::new(Self {
+            address: listener.address,
+            is_proxied: listener.is_proxied,
+            open: Cell::new(0),
+            accepted: Cell::new(0),
+            refused: Cell::new(0),
+            is_withdrawn: Cell::new(false),
+            changed: Notify::new(),
+        })
+    }
+
+    pub(crate) fn enter(&self) {
+        self.open.set(self.open.get() + 1);
+        self.accepted.set(self.accepted.get() + 1);
+    }
+
+    pub(crate) fn leave(&self) {
+        self.open.set(self.open.get().saturating_sub(1));
+    }
+
+    /// Counts a request or a connection that was refused.
+    pub(crate) fn refuse(&self) {
+        self.refused.set(self.refused.get() + 1);
+    }
+
+    /// Tells the accepting task to take what waits and to end.
+    pub(crate) fn withdraw(&self) {
+        self.is_withdrawn.set(true);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether nobody will accept here any more and nothing is open: it can be forgotten.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_withdrawn.get() && self.open.get() == 0
+    }
+
+    pub(crate) async fn withdrawn(&self) {
+        while !self.is_withdrawn.get() {
+            self.changed.notified().await;
+        }
+    }
+
+    pub(crate) fn stats(&self) -> ListenerStats {
+        ListenerStats {
+            address: self.address,
+            open: self.open.get(),
+            accepted: self.accepted.get(),
+            refused: self.refused.get(),
+        }
+    }
+}
