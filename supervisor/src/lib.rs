@@ -11,6 +11,8 @@ mod admin;
 mod ask;
 mod banner;
 mod certificate;
+#[cfg_attr(not(test), expect(dead_code, reason = "start takes the claims next"))]
+mod claim;
 mod config_file;
 mod descriptors;
 mod enroll_secret;

@@ -1,10 +1,10 @@
-//! All unsafe code of this crate: what a child inherits.
+//! All unsafe code of this crate: what a child inherits, and waiting for sockets that the runtime has no type for.
 //!
 //! Invariant: every descriptor of the supervisor closes at exec, except those that [`bequeath`] names for one child.
 
 #![expect(
     unsafe_code,
-    reason = "close_range and the step between fork and exec have no safe form"
+    reason = "close_range, the step between fork and exec, and AsyncFd have no safe form"
 )]
 
 use std::fs::File;
@@ -13,6 +13,8 @@ use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
 
 use fleet_protocol::slot::CHANNEL_FD;
 use nix::libc;
+use socket2::Socket;
+use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 
 /// Makes descriptors that this process was started with close at exec, and occupies the number that children know
@@ -62,4 +64,11 @@ pub(crate) fn bequeath(command: &mut Command, channel: OwnedFd, keep: Vec<RawFd>
     unsafe {
         command.pre_exec(hook);
     }
+}
+
+/// Lets the runtime wait for a socket of any family. Call it inside a runtime, with a socket that does not block.
+pub(crate) fn watch(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: a Socket owns its descriptor, gives always the same one, and is closed only after AsyncFd, which owns it
+    // from here on, has taken the descriptor out of the runtime's set.
+    unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
 }
