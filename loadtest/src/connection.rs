@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::net::{IpAddr, Shutdown};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -130,7 +130,19 @@ fn close(stream: &TcpStream) {
 }
 
 async fn connect(target: &Target, source: Option<IpAddr>) -> Result<TcpStream, Failure> {
-    let socket = if target.address.is_ipv4() {
+    let mut last = None;
+    for address in target.addresses().await? {
+        match connect_to(address, source).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Some(error),
+        }
+    }
+    let nothing = || std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+    Err(last.unwrap_or_else(nothing).into())
+}
+
+async fn connect_to(address: SocketAddr, source: Option<IpAddr>) -> std::io::Result<TcpStream> {
+    let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
         TcpSocket::new_v6()?
@@ -146,7 +158,7 @@ async fn connect(target: &Target, source: Option<IpAddr>) -> Result<TcpStream, F
         .map_err(std::io::Error::from)?;
         socket.bind((source, 0).into())?;
     }
-    Ok(socket.connect(target.address).await?)
+    socket.connect(address).await
 }
 
 async fn flush(tls: &mut ClientConnection, stream: &mut TcpStream) -> Result<(), Failure> {

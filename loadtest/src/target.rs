@@ -10,8 +10,10 @@ use rustls_pki_types::ServerName;
 /// One server address, as the parts of `https://host[:port][/prefix]`.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// Connected to; resolved once.
+    /// The first address of the name, as it was when the target was parsed.
     pub address: SocketAddr,
+    /// The name and port to resolve for each connection, as osquery does; none: `address` is used throughout.
+    pub resolve_each: Option<(String, u16)>,
     /// Host part of the URL; sent as server name and checked against the certificate.
     pub server_name: ServerName<'static>,
     /// `Host` header: without the port when it is 443.
@@ -52,11 +54,32 @@ impl Target {
         };
         Ok(Self {
             address,
+            resolve_each: None,
             server_name,
             host,
             is_tls,
             prefix: path.trim_end_matches('/').to_owned(),
         })
+    }
+}
+
+impl Target {
+    /// Has the name resolved for every connection.
+    pub fn resolving_each(mut self) -> Self {
+        let name = self.server_name.to_str().into_owned();
+        self.resolve_each = Some((name, self.address.port()));
+        self
+    }
+
+    /// Where a connection may go, best first: osquery tries one after the other.
+    pub async fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        match &self.resolve_each {
+            None => Ok(vec![self.address]),
+            Some((name, port)) => {
+                let found = tokio::net::lookup_host((name.as_str(), *port)).await?;
+                Ok(found.collect())
+            }
+        }
     }
 }
 

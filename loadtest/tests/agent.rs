@@ -547,6 +547,7 @@ async fn a_certificate_for_another_name_is_refused() {
     bench.name = "elsewhere.invalid";
     let port = bench.listener.address().port();
     let target = Target {
+        resolve_each: None,
         address: bench.listener.address(),
         server_name: "elsewhere.invalid".try_into().unwrap(),
         host: format!("elsewhere.invalid:{port}"),

@@ -1,5 +1,7 @@
 //! Operator ↔ supervisor, over `run/admin.sock`: one request, one reply.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::frame::{Kind, Message};
@@ -13,6 +15,8 @@ pub enum Request {
     Status,
     /// Drain and exit.
     Stop,
+    /// Read the configuration again and take what can be taken while serving.
+    Reload,
 }
 
 impl Message for Request {
@@ -30,6 +34,8 @@ pub enum Reply {
         /// The supervisor.
         pid: u32,
     },
+    /// To reload: done.
+    Reloaded(Reloaded),
     /// Not possible.
     Error {
         /// One line.
@@ -39,6 +45,19 @@ pub enum Reply {
 
 impl Message for Reply {
     const KIND: Kind = Kind::AdminReply;
+}
+
+/// What a reload has changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Addresses that are served from now on, too, once they can be bound.
+    pub added: Vec<SocketAddr>,
+    /// Addresses that are served no more, once those who know them have had time to learn it.
+    pub withdrawn: Vec<SocketAddr>,
+    /// Options that have changed but take effect only at the next start, as `section.key`.
+    pub at_next_start: Vec<String>,
+    /// Sentences about the configuration.
+    pub warnings: Vec<String>,
 }
 
 /// The whole server at a glance. `status --json` prints it as it is.

@@ -61,6 +61,8 @@ pub(crate) enum Command {
     Start,
     /// Drain, stop, and wait for the end
     Stop,
+    /// Read the configuration again and serve the addresses that it names now
+    Reload,
     /// Show processes, addresses and what they depend on
     Status {
         /// Print JSON

@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+/// A line stays a line.
+const ADDRESSES_SHOWN_MAX: usize = 4;
+
 /// What they name.
 #[derive(Clone, Debug)]
 pub(crate) struct Banner<'a> {
@@ -34,7 +37,7 @@ impl Banner<'_> {
         let mut text = format!(
             "fleet-supervisor {} serves {} with {} {noun}.\n\n",
             env!("CARGO_PKG_VERSION"),
-            self.addresses.join(" and "),
+            self.places(),
             self.workers
         );
         if let Some(file) = self.ca_file {
@@ -61,6 +64,18 @@ impl Banner<'_> {
             option = self.state_option
         );
         text
+    }
+
+    /// The first addresses, and how many more there are.
+    fn places(&self) -> String {
+        let (shown, more) = self
+            .addresses
+            .split_at(self.addresses.len().min(ADDRESSES_SHOWN_MAX));
+        let shown = shown.join(" and ");
+        match more.len() {
+            0 => shown,
+            more => format!("{shown} and {more} more addresses"),
+        }
     }
 }
 
@@ -99,6 +114,27 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} not in:\n{text}");
         }
+    }
+
+    #[test]
+    fn many_addresses_are_counted() {
+        let addresses: Vec<_> = (0..1000).map(|n| format!("https://a:{n}")).collect();
+        let banner = Banner {
+            addresses: &addresses,
+            workers: 2,
+            base: "",
+            ca_file: None,
+            secret_file: Path::new("/s"),
+            flagfile: Path::new("/f"),
+            program: "p",
+            state_option: "",
+        };
+        let text = banner.text();
+        assert!(
+            text.contains("https://a:3 and 996 more addresses with"),
+            "{text}"
+        );
+        assert!(!text.contains("https://a:4"), "{text}");
     }
 
     #[test]

@@ -245,6 +245,7 @@ impl Claims {
     }
 
     /// Those of ours that are really there.
+    #[cfg(test)]
     pub(crate) async fn present(&self) -> io::Result<Vec<IpAddr>> {
         let entries = self.record.entries();
         if entries.is_empty() {

@@ -125,7 +125,6 @@ pub(crate) const KEYS: &[(&str, &[&str])] = &[
             "private_key_sts_assume_role_arn",
             "private_key_sts_external_id",
             "sandbox_enabled",
-            "trusted_proxies",
             "vpp_verify_timeout",
             "websockets_allow_unsafe_origin",
         ],

@@ -7,24 +7,29 @@ mod exit;
 pub mod rate;
 pub mod slot;
 
+mod address;
+mod addresses;
 mod admin;
 mod ask;
 mod banner;
 mod certificate;
-#[cfg_attr(not(test), expect(dead_code, reason = "start takes the claims next"))]
 mod claim;
+mod claiming;
 mod config_file;
 mod descriptors;
 mod enroll_secret;
 mod flagfile;
 mod fleet_keys;
 mod listener;
+mod local_addresses;
+mod local_listener;
 mod log;
 mod machine;
 mod place;
 mod port_owner;
 mod prepare;
 mod process;
+mod reload;
 mod run;
 mod settings;
 mod setup;
@@ -33,5 +38,6 @@ mod state_dir;
 mod status;
 mod supervisor;
 mod sys;
+mod wanted;
 
 pub use run::run;

@@ -1,12 +1,14 @@
 //! One place in the process tree, a worker's slot or control's: its state machine, its process, its last report.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use fleet_protocol::admin::ControlView;
 use fleet_protocol::ids::SlotIndex;
-use fleet_protocol::slot::{FromChild, SlotState, SlotView, ToChild};
+use fleet_protocol::slot::{FDS_PER_MESSAGE_MAX, FromChild, SlotState, SlotView, ToChild};
 use fleet_protocol::stats::{ControlStats, WorkerStats};
 
+use crate::addresses::Addresses;
 use crate::process::{Child, ChildId};
 use crate::rate::Rate;
 use crate::slot::{Policy, Slot};
@@ -48,6 +50,8 @@ pub(crate) struct Place {
     /// Its state.
     pub(crate) slot: Slot,
     child: Option<Child>,
+    /// Listeners that the process has been told of.
+    given: Vec<SocketAddr>,
     launches: u64,
     worker: WorkerStats,
     control: ControlStats,
@@ -67,6 +71,7 @@ impl Place {
             role,
             slot: Slot::new(policy),
             child: None,
+            given: Vec::new(),
             launches: 0,
             worker: WorkerStats::default(),
             control: ControlStats::default(),
@@ -91,8 +96,9 @@ impl Place {
     }
 
     /// Takes a started process.
-    pub(crate) fn adopt(&mut self, child: Child, now: Duration) {
+    pub(crate) fn adopt(&mut self, child: Child, given: Vec<SocketAddr>, now: Duration) {
         self.child = Some(child);
+        self.given = given;
         self.heard_at = now;
         self.is_silent = false;
     }
@@ -108,6 +114,42 @@ impl Place {
     /// Says something to the process, if there is one.
     pub(crate) fn tell(&self, message: ToChild) -> bool {
         self.child.as_ref().is_some_and(|child| child.tell(message))
+    }
+
+    /// Brings a worker's listeners up to date. What it cannot be told now it is told the next time.
+    pub(crate) fn update_listeners(&mut self, addresses: &Addresses) {
+        let (Role::Worker(slot), Some(child)) = (self.role, &self.child) else {
+            return;
+        };
+        // Before its first message is read, a process takes no descriptors; at its end it needs none.
+        if self.slot.state() != SlotState::Ready {
+            return;
+        }
+        let change = match addresses.change(usize::from(slot.0), &self.given) {
+            Ok(change) => change,
+            Err(error) => {
+                tracing::error!(%error, "worker {slot} cannot be given its listeners");
+                return;
+            }
+        };
+        if !change.withdraw.is_empty() && child.tell(ToChild::Withdraw(change.withdraw.clone())) {
+            self.given.retain(|given| !change.withdraw.contains(given));
+        }
+        let mut listen = change.listen.into_iter().peekable();
+        while listen.peek().is_some() {
+            let (listeners, fds): (Vec<_>, Vec<_>) =
+                listen.by_ref().take(FDS_PER_MESSAGE_MAX).unzip();
+            let given: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
+            if !child.tell_with(ToChild::Listen(listeners), fds) {
+                return;
+            }
+            self.given.extend(given);
+        }
+    }
+
+    /// What the process reported last; a worker's.
+    pub(crate) fn report(&self) -> &WorkerStats {
+        &self.worker
     }
 
     /// Kills the process, if there is one.
@@ -168,7 +210,11 @@ impl Place {
             uptime_s: self.slot.uptime(now).as_secs(),
             restarts: self.slot.restarts(),
             exchanges_per_s: self.exchanges.per_second(),
-            stats: self.worker.clone(),
+            // Listeners are shown by address, over all workers.
+            stats: WorkerStats {
+                listeners: Vec::new(),
+                ..self.worker.clone()
+            },
         })
     }
 

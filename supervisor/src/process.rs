@@ -4,8 +4,8 @@
 //! what a child said before it died is told before its death; queues to and from children are bounded.
 
 use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitStatus, Stdio};
@@ -17,8 +17,9 @@ use fleet_protocol::frame::{self, Decoder};
 use fleet_protocol::slot::{FromChild, ToChild};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Pid;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Command;
@@ -70,13 +71,32 @@ pub(crate) enum News {
 pub(crate) struct Child {
     /// Its process.
     pub(crate) pid: u32,
-    outbox: mpsc::Sender<ToChild>,
+    outbox: mpsc::Sender<Letter>,
+}
+
+/// A message and the descriptors that go with it.
+#[derive(Debug)]
+struct Letter {
+    message: ToChild,
+    fds: Vec<OwnedFd>,
+}
+
+impl From<ToChild> for Letter {
+    fn from(message: ToChild) -> Self {
+        let fds = Vec::new();
+        Self { message, fds }
+    }
 }
 
 impl Child {
     /// Queues a message; `false` when the queue is full or the child is gone.
     pub(crate) fn tell(&self, message: ToChild) -> bool {
-        self.outbox.try_send(message).is_ok()
+        self.outbox.try_send(message.into()).is_ok()
+    }
+
+    /// Queues a message with descriptors, at most [`FDS_PER_MESSAGE_MAX`](fleet_protocol::slot::FDS_PER_MESSAGE_MAX).
+    pub(crate) fn tell_with(&self, message: ToChild, fds: Vec<OwnedFd>) -> bool {
+        self.outbox.try_send(Letter { message, fds }).is_ok()
     }
 
     /// Ends it at once. The process is reaped by its task only, so the number is still its own.
@@ -126,26 +146,54 @@ impl Launcher {
         let pid = process.id().unwrap_or(0);
         let (reader, writer) = UnixStream::from_std(ours)?.into_split();
         let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES_MAX);
-        let _ = outbox.try_send(first);
+        let _ = outbox.try_send(first.into());
         tokio::spawn(write(writer, messages));
         tokio::spawn(watch(id, process, reader, heard));
         Ok(Child { pid, outbox })
     }
 }
 
-async fn write(mut writer: OwnedWriteHalf, mut messages: mpsc::Receiver<ToChild>) {
+async fn write(mut writer: OwnedWriteHalf, mut letters: mpsc::Receiver<Letter>) {
     let mut out = BytesMut::new();
-    while let Some(message) = messages.recv().await {
+    while let Some(Letter { message, fds }) = letters.recv().await {
         out.clear();
         if let Err(error) = frame::encode(&message, &mut out) {
             tracing::error!(%error, "a message to a child is not sent");
             continue;
         }
-        if writer.write_all(&out).await.is_err() {
+        let sent = match send_first(&writer, &out, &fds).await {
+            Ok(length) => {
+                writer
+                    .write_all(out.get(length..).unwrap_or_default())
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        if sent.is_err() {
             // The child is gone; its watcher says so.
             return;
         }
     }
+}
+
+/// Sends the first bytes together with the descriptors, if there are any; gives how many bytes went.
+async fn send_first(writer: &OwnedWriteHalf, out: &[u8], fds: &[OwnedFd]) -> io::Result<usize> {
+    if fds.is_empty() {
+        return Ok(0);
+    }
+    let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let stream: &UnixStream = writer.as_ref();
+    let send = || {
+        let sent = sendmsg::<()>(
+            stream.as_raw_fd(),
+            &[IoSlice::new(out)],
+            &[ControlMessage::ScmRights(&numbers)],
+            MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+            None,
+        );
+        Ok(sent?)
+    };
+    stream.async_io(Interest::WRITABLE, send).await
 }
 
 async fn watch(

@@ -14,7 +14,7 @@ use fleet_protocol::limits::DRAIN_DEADLINE;
 use crate::arguments::{self, Command, ConfigCommand, Invocation};
 use crate::ask::ask;
 use crate::exit::{self, Failure};
-use crate::settings::{self, Settings};
+use crate::settings::{self, Settings, Sources};
 use crate::{ctl, prepare, start, state_dir, status};
 
 /// Longest wait of `stop`: agents, then control, then what is killed.
@@ -38,12 +38,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
     let Invocation { command, sources } = invocation;
-    let settings = || {
-        let names: Vec<String> = std::env::vars_os()
-            .filter_map(|(name, _)| name.into_string().ok())
-            .collect();
-        settings::read(&sources, &|name| std::env::var_os(name), &names)
-    };
+    let settings = || read_settings(&sources);
     match command {
         Command::Worker { slot } => {
             name_process(&format!("fleet-worker-{slot}"));
@@ -56,8 +51,9 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
             return Ok(fleet_control::run());
         }
         Command::Version => println!("fleet-supervisor {}", env!("CARGO_PKG_VERSION")),
-        Command::Start => start::start(settings()?)?,
+        Command::Start => start::start(Box::new(move || read_settings(&sources)))?,
         Command::Stop => stop(&client_dir(&settings()?))?,
+        Command::Reload => reload(&client_dir(&settings()?))?,
         Command::Status { json, watch } => show(&client_dir(&settings()?), json, watch)?,
         Command::Config(ConfigCommand::Check) => {
             let found = settings()?;
@@ -80,6 +76,13 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
         Command::Ctl(ctl) => return Ok(ctl::run(ctl, &client_dir(&settings()?))),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn read_settings(sources: &Sources) -> Result<Settings, Failure> {
+    let names: Vec<String> = std::env::vars_os()
+        .filter_map(|(name, _)| name.into_string().ok())
+        .collect();
+    settings::read(sources, &|name| std::env::var_os(name), &names)
 }
 
 fn client_dir(settings: &Settings) -> std::path::PathBuf {
@@ -126,6 +129,33 @@ fn stop(state_dir: &Path) -> Result<(), Failure> {
         )));
     }
     println!("Stopped.");
+    Ok(())
+}
+
+fn reload(state_dir: &Path) -> Result<(), Failure> {
+    let (Reply::Reloaded(reloaded), _) = ask(state_dir, &Request::Reload)? else {
+        return Err(Failure::unavailable(
+            "the server gave an answer that is none",
+        ));
+    };
+    for warning in &reloaded.warnings {
+        eprintln!("fleet-supervisor: {warning}");
+    }
+    for address in &reloaded.added {
+        println!("Serves {address} from now on; `status` tells when it is bound.");
+    }
+    for address in &reloaded.withdrawn {
+        println!("Withdraws {address}; open connections finish.");
+    }
+    if !reloaded.at_next_start.is_empty() {
+        println!(
+            "Changed, but in effect only after the next start: {}.",
+            reloaded.at_next_start.join(", ")
+        );
+    }
+    if reloaded.added.is_empty() && reloaded.withdrawn.is_empty() {
+        println!("No address has changed.");
+    }
     Ok(())
 }
 

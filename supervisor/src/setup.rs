@@ -8,18 +8,29 @@ use fleet_protocol::ids::Generation;
 use fleet_protocol::secret::Secret;
 use fleet_protocol::slot::{StartControl, StartWorker, TlsIdentity, ToChild};
 
-use crate::listener::{LocalListeners, TcpListeners};
+use crate::addresses::Addresses;
+use crate::exit::Failure;
+use crate::local_listener::LocalListeners;
 use crate::place::Role;
-use crate::state_dir::StateDir;
+use crate::settings::Settings;
+use crate::state_dir::{self, StateDir};
+
+/// Reads the configuration again from where it came from.
+pub(crate) type Reread = Box<dyn Fn() -> Result<Settings, Failure>>;
+
+/// In `STATE/run`: a line for each address.
+pub(crate) const ADDRESSES_FILE: &str = "addresses";
 
 /// See the module. It owns every listening socket and the lock of the state directory.
 pub(crate) struct Setup {
-    /// As given.
+    /// As given, and as changed by reloads.
     pub(crate) config: Config,
+    /// For a reload.
+    pub(crate) reread: Reread,
     /// Locked.
     pub(crate) state: StateDir,
     /// Agents' sockets.
-    pub(crate) tcp: TcpListeners,
+    pub(crate) addresses: Addresses,
     /// Local sockets.
     pub(crate) local: LocalListeners,
     /// None without TLS.
@@ -32,8 +43,8 @@ pub(crate) struct Setup {
     pub(crate) cpus: Vec<u16>,
     /// How many.
     pub(crate) workers: u16,
-    /// `https://…`, for people.
-    pub(crate) addresses: Vec<String>,
+    /// `https` or `http`.
+    pub(crate) scheme: &'static str,
     /// Printed once everything serves.
     pub(crate) banner: Option<String>,
 }
@@ -45,7 +56,7 @@ impl Setup {
         let mut keep = vec![self.state.lock_fd()];
         let message = match role {
             Role::Worker(slot) => {
-                let listeners = self.tcp.of_slot(usize::from(slot.0));
+                let listeners = self.addresses.of_slot(usize::from(slot.0));
                 keep.extend(listeners.iter().map(|listener| listener.fd));
                 let turn = usize::from(slot.0).checked_rem(self.cpus.len());
                 ToChild::StartWorker(Box::new(StartWorker {
@@ -75,6 +86,22 @@ impl Setup {
             }
         };
         Ok((message, keep))
+    }
+
+    /// `https://IP:port`, one for each address that is wanted.
+    pub(crate) fn urls(&self) -> Vec<String> {
+        let wanted = self.addresses.wanted().into_iter();
+        wanted
+            .map(|address| format!("{}://{address}", self.scheme))
+            .collect()
+    }
+
+    /// Tells others on this machine where agents are served.
+    pub(crate) fn write_addresses(&self) -> Result<(), Failure> {
+        let path = self.state.run_path(ADDRESSES_FILE);
+        let lines = self.urls().join("\n") + "\n";
+        state_dir::write_private(&path, lines.as_bytes())
+            .map_err(|error| Failure::fatal(format!("cannot write {}: {error}", path.display())))
     }
 
     /// Workers speak with strangers, so they get no password.

@@ -1,26 +1,33 @@
 //! `start`: everything that is checked, made and opened before the first child, in an order in which what can be wrong
 //! is found before anything is changed.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fleet_protocol::config::Config;
 use nix::sys::stat::{Mode, umask};
 
+use crate::addresses::Addresses;
 use crate::banner::Banner;
 use crate::certificate::{self, Identity};
+use crate::claim::Claims;
 use crate::exit::Failure;
 use crate::flagfile::{self, Flagfile};
-use crate::listener::{LocalListeners, TcpListeners};
+use crate::local_listener::LocalListeners;
 use crate::settings::Settings;
-use crate::setup::Setup;
+use crate::setup::{ADDRESSES_FILE, Reread, Setup};
 use crate::state_dir::StateDir;
-use crate::{banner, descriptors, enroll_secret, log, machine, state_dir, supervisor, sys};
+use crate::{
+    banner, claiming, descriptors, enroll_secret, log, machine, state_dir, supervisor, sys, wanted,
+};
+
+/// Addresses in a certificate of ours: each handshake carries them all.
+const CERTIFICATE_ADDRESSES_MAX: usize = 32;
 
 /// Serves until told to stop.
-pub(crate) fn start(settings: Settings) -> Result<(), Failure> {
-    let Settings { config, warnings } = settings;
+pub(crate) fn start(reread: Reread) -> Result<(), Failure> {
+    let Settings { config, warnings } = reread()?;
     sys::prepare_descriptors()
         .map_err(|error| Failure::fatal(format!("cannot prepare descriptors: {error}")))?;
     // What children write is not for others; the group may read logs that are kept outside.
@@ -31,49 +38,53 @@ pub(crate) fn start(settings: Settings) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let state = StateDir::open(&state_dir::for_start(&config))?;
-    let addresses_file = state.run_path("addresses");
-    // What stands there is of an earlier run.
-    let _ = std::fs::remove_file(&addresses_file);
-    let setup = set_up(config, state)?;
-    let lines = setup.addresses.join("\n") + "\n";
-    state_dir::write_private(&addresses_file, lines.as_bytes()).map_err(|error| {
-        Failure::fatal(format!(
-            "cannot write {}: {error}",
-            addresses_file.display()
-        ))
-    })?;
     let leftovers = [
-        "addresses",
+        ADDRESSES_FILE,
         "control.sock",
         "tunnel.sock",
         "operator.sock",
         "admin.sock",
     ]
-    .map(|name| setup.state.run_path(name));
+    .map(|name| state.run_path(name));
+    // What stands there is of an earlier run.
+    let _ = std::fs::remove_file(state.run_path(ADDRESSES_FILE));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::fatal(format!("cannot start: {error}")))?;
-    let result = runtime.block_on(supervisor::run(setup));
+    let result = runtime.block_on(serve(config, state, reread));
     for path in leftovers {
         let _ = std::fs::remove_file(path);
     }
     result
 }
 
-fn set_up(config: Config, state: StateDir) -> Result<Setup, Failure> {
+/// Claims addresses before anything is bound, and removes them after everything is closed.
+async fn serve(config: Config, state: StateDir, reread: Reread) -> Result<(), Failure> {
+    let mut claims = Claims::open(&config.addresses.claim, state.path()).await?;
+    let claimed = claiming::take(&mut claims, &wanted::claims(&config)?).await;
+    match set_up(config, state, reread, &claimed) {
+        Ok(setup) => supervisor::run(setup, claims).await,
+        Err(failure) => {
+            claims.release_all().await;
+            Err(failure)
+        }
+    }
+}
+
+fn set_up(
+    config: Config,
+    state: StateDir,
+    reread: Reread,
+    claimed: &[claiming::News],
+) -> Result<Setup, Failure> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO);
-    let bound: Vec<IpAddr> = config
-        .server
-        .address
-        .iter()
-        .filter_map(|text| text.parse::<SocketAddr>().ok())
-        .map(|address| address.ip())
-        .collect();
+    let wanted = wanted::wanted(&config)?;
+    let bound: Vec<IpAddr> = wanted.iter().map(|of| of.address.ip()).collect();
     let identity = if config.server.tls {
-        let names = certificate_names(&bound);
+        let names = certificate_names(&bound, &config.addresses.dns.name);
         Some(certificate::load(
             &config.server,
             state.path(),
@@ -88,54 +99,46 @@ fn set_up(config: Config, state: StateDir) -> Result<Setup, Failure> {
         0 => machine::parallelism().min(1024),
         count => count,
     };
-    let tcp = TcpListeners::bind(&config.server, workers)?;
+    let connections_per_worker = fitting_connections(&config, wanted.len());
+    let addresses = Addresses::open(&config, wanted, workers, claimed)?;
     let local = LocalListeners::bind(&state)?;
-    let connections_per_worker = fitting_connections(&config);
     if let Some(identity) = &identity {
         report(identity, &config, &bound);
     }
-    let scheme = if identity.is_some() { "https" } else { "http" };
-    let served = tcp.addresses();
-    let addresses: Vec<String> = served
-        .iter()
-        .map(|address| format!("{scheme}://{address}"))
-        .collect();
-    let target = served
+    let target = addresses
+        .wanted()
         .first()
         .map(|address| flagfile::target(*address, identity.as_ref()))
         .unwrap_or_default();
-    let banner = introduce(
-        &config,
-        &state,
-        identity.as_ref(),
-        &target,
-        &addresses,
-        workers,
-    )?;
-    Ok(Setup {
+    let mut setup = Setup {
         cpus: if config.workers.pin {
             machine::cpus()
         } else {
             Vec::new()
         },
-        tls: identity.map(|identity| identity.tls),
+        scheme: if identity.is_some() { "https" } else { "http" },
+        tls: identity.as_ref().map(|identity| identity.tls.clone()),
         enroll_secret: secret,
         connections_per_worker,
         workers,
-        addresses,
-        banner: (!config.logging.disable_banner).then_some(banner),
+        banner: None,
         config,
+        reread,
         state,
-        tcp,
+        addresses,
         local,
-    })
+    };
+    let banner = introduce(&setup, identity.as_ref(), &target)?;
+    setup.banner = (!setup.config.logging.disable_banner).then_some(banner);
+    setup.write_addresses()?;
+    Ok(setup)
 }
 
 /// Raises our bound on open files, and says when it is still too low for what is configured.
-fn fitting_connections(config: &Config) -> u32 {
+fn fitting_connections(config: &Config, addresses: usize) -> u32 {
     let limit = descriptors::raise();
     let wanted = config.server.connections_per_worker_max;
-    let fitting = descriptors::connections(wanted, limit, config.server.address.len());
+    let fitting = descriptors::connections(wanted, limit, addresses);
     if fitting < wanted {
         tracing::warn!(
             "server.connections_per_worker_max is lowered from {wanted} to {fitting}: a process may have only {limit} \
@@ -146,11 +149,16 @@ fn fitting_connections(config: &Config) -> u32 {
 }
 
 /// What agents may call this server.
-fn certificate_names(bound: &[IpAddr]) -> Vec<String> {
+fn certificate_names(bound: &[IpAddr], dns_name: &str) -> Vec<String> {
     let mut names = vec![machine::hostname()];
+    names.extend((!dns_name.is_empty()).then(|| dns_name.trim_end_matches('.').to_owned()));
     names.extend(["localhost", "127.0.0.1", "::1"].map(String::from));
     let specific = bound.iter().filter(|ip| !ip.is_unspecified());
-    names.extend(specific.map(IpAddr::to_string));
+    names.extend(
+        specific
+            .take(CERTIFICATE_ADDRESSES_MAX)
+            .map(IpAddr::to_string),
+    );
     if bound.iter().any(IpAddr::is_unspecified) {
         names.extend(machine::addresses().iter().map(IpAddr::to_string));
     }
@@ -188,18 +196,12 @@ fn report(identity: &Identity, config: &Config, bound: &[IpAddr]) {
 }
 
 /// Writes the flagfile and composes the banner.
-fn introduce(
-    config: &Config,
-    state: &StateDir,
-    identity: Option<&Identity>,
-    target: &str,
-    addresses: &[String],
-    workers: u16,
-) -> Result<String, Failure> {
+fn introduce(setup: &Setup, identity: Option<&Identity>, target: &str) -> Result<String, Failure> {
+    let (config, state) = (&setup.config, setup.state.path());
     let prefix = config.server.path_prefix();
     let ca_file = identity.and_then(|identity| identity.ca_file.as_deref());
-    let secret_file = enroll_secret::path(state.path());
-    let flags_path = flagfile::path(state.path());
+    let secret_file = enroll_secret::path(state);
+    let flags_path = flagfile::path(state);
     Flagfile {
         target,
         prefix: &prefix,
@@ -208,17 +210,15 @@ fn introduce(
         is_plain: identity.is_none(),
     }
     .write(&flags_path)?;
-    let scheme = if identity.is_some() { "https" } else { "http" };
-    let base = format!("{scheme}://{target}{prefix}");
     let banner = Banner {
-        addresses,
-        workers: usize::from(workers),
-        base: &base,
+        addresses: &setup.urls(),
+        workers: usize::from(setup.workers),
+        base: &format!("{}://{target}{prefix}", setup.scheme),
         ca_file,
         secret_file: &secret_file,
         flagfile: &flags_path,
         program: &program(),
-        state_option: &state_option(config, state.path()),
+        state_option: &state_option(config, state),
     };
     Ok(banner.text())
 }

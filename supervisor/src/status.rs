@@ -4,8 +4,12 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use fleet_protocol::address::{AddressState, AddressView};
 use fleet_protocol::admin::Status;
 use fleet_protocol::slot::{SlotState, SlotView};
+
+/// A table longer than this is no glance any more.
+const ADDRESSES_SHOWN_MAX: usize = 20;
 
 /// The text, `width` columns wide at most.
 pub(crate) fn text(status: &Status, width: u16, is_coloured: bool) -> String {
@@ -18,10 +22,19 @@ pub(crate) fn text(status: &Status, width: u16, is_coloured: bool) -> String {
         status.pid,
         span(status.uptime_s)
     );
-    for address in &status.addresses {
-        let _ = writeln!(out, "  {address}");
+    let addresses = &status.gateway.addresses;
+    let is_plain = |view: &AddressView| view.state == AddressState::Serving;
+    let has_table = addresses.len() > 1 || !addresses.iter().all(is_plain);
+    if !has_table {
+        for address in &status.addresses {
+            let _ = writeln!(out, "  {address}");
+        }
     }
     let _ = writeln!(out, "  state in {}\n", status.state_dir);
+    if has_table {
+        let table = address_table(addresses, width, is_coloured);
+        let _ = writeln!(out, "{}\n", table.trim_fmt());
+    }
     let _ = writeln!(
         out,
         "{}\n",
@@ -76,6 +89,58 @@ fn processes(status: &Status, width: u16, is_coloured: bool) -> Table {
         ]);
     }
     for index in [1, 3, 4, 5, 6, 7, 8] {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// Those that do not serve first, when there are too many for a page.
+fn address_table(addresses: &[AddressView], width: u16, is_coloured: bool) -> Table {
+    let mut table = table(width, is_coloured);
+    table.set_header([
+        "ADDRESS",
+        "STATE",
+        "OPEN",
+        "ACCEPTS/S",
+        "SHARE",
+        "REFUSED",
+        "NOTE",
+    ]);
+    let mut shown: Vec<_> = addresses.iter().collect();
+    if shown.len() > ADDRESSES_SHOWN_MAX {
+        shown.sort_by_key(|view| view.state == AddressState::Serving);
+        shown.truncate(ADDRESSES_SHOWN_MAX);
+    }
+    for view in &shown {
+        let state = Cell::new(view.state.label()).fg(match view.state {
+            AddressState::Serving => Color::Green,
+            AddressState::Leaving => Color::Yellow,
+            AddressState::Degraded => Color::Red,
+        });
+        let notes = [
+            (view.is_claimed, "claimed"),
+            (view.is_proxied, "PROXY header"),
+            (!view.reason.is_empty(), &view.reason),
+        ];
+        let notes = notes.iter().filter(|(is_so, _)| *is_so);
+        let notes: Vec<_> = notes.map(|(_, note)| *note).collect();
+        table.add_row([
+            Cell::new(view.address),
+            state,
+            Cell::new(view.open),
+            Cell::new(format!("{:.0}", view.accepts_per_s)),
+            Cell::new(format!("{:.0} %", view.share * 100.0)),
+            Cell::new(view.refused),
+            Cell::new(notes.join("; ")),
+        ]);
+    }
+    let hidden = addresses.len() - shown.len();
+    if hidden > 0 {
+        table.add_row([format!("and {hidden} more; --json shows all")]);
+    }
+    for index in [2, 3, 4, 5] {
         if let Some(column) = table.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -84,3 +84,53 @@ fn it_fits_into_eighty_columns() {
     }
     assert!(super::text(&status(), 80, true).contains('\x1b'));
 }
+
+fn address(index: u8, state: AddressState, reason: &str) -> AddressView {
+    AddressView {
+        address: format!("[2001:db8:aaaa:bbbb:cccc:dddd:eeee:{index:x}]:8080")
+            .parse()
+            .unwrap(),
+        state,
+        reason: reason.into(),
+        is_claimed: true,
+        is_proxied: true,
+        open: 123_456,
+        accepted: 1 << 40,
+        accepts_per_s: 12_345.6,
+        refused: 99_999,
+        share: 0.333,
+    }
+}
+
+#[test]
+fn addresses_show_what_is_wrong_with_them() {
+    let mut status = status();
+    let gone = address(200, AddressState::Degraded, "its interface eth0 is down");
+    status.gateway.addresses = vec![gone.clone()];
+    for width in [80, 100, 160] {
+        let text = text(&status, width, false);
+        assert!(
+            text.lines()
+                .all(|line| line.chars().count() <= width.into())
+        );
+        for part in ["degraded", "33 %", "12346"] {
+            assert!(text.contains(part), "{part} not in:\n{text}");
+        }
+    }
+    let mut many: Vec<_> = (0..100)
+        .map(|index| address(index, AddressState::Serving, ""))
+        .collect();
+    many.push(gone);
+    status.gateway.addresses = many;
+    let text = text(&status, 160, false);
+    assert!(text.contains("its interface eth0 is down"), "{text}");
+    assert!(text.contains("and 81 more"), "{text}");
+}
+
+#[test]
+fn one_address_that_serves_needs_no_table() {
+    let mut status = status();
+    status.gateway.addresses = vec![address(1, AddressState::Serving, "")];
+    let text = text(&status, 100, false);
+    assert!(text.contains("https://0.0.0.0:8080") && !text.contains("ACCEPTS"));
+}

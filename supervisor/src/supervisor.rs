@@ -6,23 +6,30 @@
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use fleet_protocol::admin::{Reply, Request, Status};
+use fleet_protocol::admin::{Reloaded, Reply, Request, Status};
 use fleet_protocol::ids::SlotIndex;
 use fleet_protocol::limits::{DRAIN_DEADLINE, STATS_INTERVAL};
 use fleet_protocol::slot::{FromChild, Gateway, SlotState, ToChild};
+use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use crate::admin::{self, Ask};
+use crate::claim::Claims;
+use crate::claiming::Claiming;
 use crate::exit::Failure;
+use crate::local_addresses::LocalAddresses;
 use crate::place::{Place, Role};
 use crate::process::{Heard, Launcher, News};
+use crate::settings::Settings;
 use crate::setup::Setup;
 use crate::slot::{Action, Event};
+use crate::{reload, wanted};
 
 const HEARD_MAX: usize = 1024;
 const ASKS_MAX: usize = 16;
+const CLAIMS_MAX: usize = 64;
 /// Workers wait this long for control's first word, so that a server which cannot serve takes no agents.
 const CONTROL_FIRST: Duration = Duration::from_secs(5);
 /// The banner is printed by then, even if something is still starting.
@@ -35,7 +42,7 @@ const DRAIN_GRACE: Duration = Duration::from_secs(2);
 const SHORT_DRAIN: Duration = Duration::from_secs(1);
 
 /// Runs until drained. Must be called within a runtime.
-pub(crate) async fn run(setup: Setup) -> Result<(), Failure> {
+pub(crate) async fn run(setup: Setup, claims: Claims) -> Result<(), Failure> {
     let trouble = |error: std::io::Error| Failure::fatal(format!("cannot start: {error}"));
     let (heard_sender, mut heard) = mpsc::channel(HEARD_MAX);
     let (asks_sender, mut asks) = mpsc::channel(ASKS_MAX);
@@ -51,19 +58,26 @@ pub(crate) async fn run(setup: Setup) -> Result<(), Failure> {
     let mut ticks = interval(STATS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let launcher = Launcher::open().map_err(trouble)?;
-    let mut supervisor = Supervisor::new(setup, launcher, heard_sender);
+    let (claimed_sender, mut claimed) = mpsc::channel(CLAIMS_MAX);
+    let claiming = Claiming::start(claims, claimed_sender);
+    let mut supervisor = Supervisor::new(setup, launcher, claiming, heard_sender);
     loop {
         supervisor.turn();
         if supervisor.is_over() {
-            return supervisor.failure.map_or(Ok(()), Err);
+            let Supervisor {
+                claiming, failure, ..
+            } = supervisor;
+            claiming.end().await;
+            return failure.map_or(Ok(()), Err);
         }
         let due = supervisor.started + supervisor.due_at();
         tokio::select! {
             Some(heard) = heard.recv() => supervisor.hear(heard),
             Some(ask) = asks.recv() => supervisor.answer(ask),
+            Some((claim, refusal)) = claimed.recv() => supervisor.hear_claim(claim, refusal.as_deref()),
             _ = terminate.recv() => supervisor.take_signal("SIGTERM"),
             _ = interrupt.recv() => supervisor.take_signal("SIGINT"),
-            _ = hang_up.recv() => tracing::warn!("SIGHUP is ignored; to take a new configuration, stop and start"),
+            _ = hang_up.recv() => supervisor.take_hang_up(),
             _ = ticks.tick() => supervisor.tick(),
             () = sleep_until(due.into()) => {}
         }
@@ -83,6 +97,7 @@ enum Phase {
 struct Supervisor {
     setup: Setup,
     launcher: Launcher,
+    claiming: Claiming,
     heard: mpsc::Sender<Heard>,
     started: Instant,
     /// Control first, then the slots in order.
@@ -95,13 +110,19 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn new(mut setup: Setup, launcher: Launcher, heard: mpsc::Sender<Heard>) -> Self {
+    fn new(
+        mut setup: Setup,
+        launcher: Launcher,
+        claiming: Claiming,
+        heard: mpsc::Sender<Heard>,
+    ) -> Self {
         let workers = (0..setup.workers).map(|slot| Role::Worker(SlotIndex(slot)));
         let roles = std::iter::once(Role::Control).chain(workers);
         Self {
             banner: setup.banner.take(),
             setup,
             launcher,
+            claiming,
             heard,
             started: Instant::now(),
             places: roles.map(Place::new).collect(),
@@ -209,7 +230,11 @@ impl Supervisor {
         };
         let role = place.role;
         let id = place.next_id(index);
+        let mut given = Vec::new();
         let started = self.setup.first_message(role).and_then(|(first, keep)| {
+            if let ToChild::StartWorker(start) = &first {
+                given.extend(start.listeners.iter().map(|listener| listener.address));
+            }
             let heard = self.heard.clone();
             Ok(self
                 .launcher
@@ -219,7 +244,7 @@ impl Supervisor {
             Ok(child) => {
                 let pid = child.pid;
                 tracing::debug!(pid, "{} starts", role.name());
-                place.adopt(child, now);
+                place.adopt(child, given, now);
                 Event::Launched { pid }
             }
             Err(error) => {
@@ -232,7 +257,7 @@ impl Supervisor {
 
     fn park(&mut self, index: usize, reason: &str) {
         // Place 0 is control's, which is never parked.
-        self.setup.tcp.close_slot(index.saturating_sub(1));
+        self.setup.addresses.park(index.saturating_sub(1));
         let is_useless = self
             .workers()
             .all(|place| place.slot.state() == SlotState::Parked && !place.slot.was_ever_ready());
@@ -263,6 +288,7 @@ impl Supervisor {
                         self.workers_from = Duration::ZERO;
                     }
                     self.step(id.place, Event::Ready);
+                    self.update_listeners();
                 }
                 Some(FromChild::Fatal { reason }) => self.step(id.place, Event::Fatal { reason }),
                 _ => {}
@@ -277,6 +303,7 @@ impl Supervisor {
             return;
         };
         let (name, pid) = (place.role.name(), place.slot.pid());
+        self.setup.addresses.keep(place.report());
         place.bury();
         self.step(
             index,
@@ -307,9 +334,75 @@ impl Supervisor {
                     pid: std::process::id(),
                 }
             }
+            Request::Reload => match self.reload() {
+                Ok(reloaded) => Reply::Reloaded(reloaded),
+                Err(failure) => Reply::Error {
+                    reason: failure.to_string(),
+                },
+            },
         };
         // The asker may have gone.
         let _ = ask.reply.send(reply);
+    }
+
+    /// Takes what the configuration says now, as far as that can be done while serving. A configuration that is wrong
+    /// changes nothing.
+    fn reload(&mut self) -> Result<Reloaded, Failure> {
+        if self.phase != Phase::Serving {
+            return Err(Failure::unavailable("the server is stopping"));
+        }
+        let Settings { config, warnings } = (self.setup.reread)()?;
+        let wanted = wanted::wanted(&config)?;
+        let now = self.now();
+        let at_next_start = reload::take(&mut self.setup.config, &config);
+        let (added, withdrawn) = self.setup.addresses.want(&self.setup.config, wanted, now);
+        tracing::info!(?added, ?withdrawn, "reloaded");
+        self.tend_addresses();
+        self.setup.write_addresses()?;
+        Ok(Reloaded {
+            added,
+            withdrawn,
+            at_next_start,
+            warnings,
+        })
+    }
+
+    fn take_hang_up(&mut self) {
+        match self.reload() {
+            Ok(reloaded) if reloaded.at_next_start.is_empty() => {}
+            Ok(reloaded) => tracing::warn!(
+                "these options have changed and take effect at the next start: {}",
+                reloaded.at_next_start.join(", ")
+            ),
+            Err(failure) => {
+                tracing::error!("SIGHUP: nothing is changed: {failure}");
+            }
+        }
+    }
+
+    /// Does what is due for the addresses, and tells the workers.
+    fn tend_addresses(&mut self) {
+        if self.phase != Phase::Serving {
+            return;
+        }
+        let now = self.now();
+        let effects = self.setup.addresses.turn(&LocalAddresses::read(), now);
+        for effect in effects {
+            self.claiming.order(effect);
+        }
+        self.update_listeners();
+    }
+
+    fn hear_claim(&mut self, claim: IpNet, refusal: Option<&str>) {
+        let now = self.now();
+        self.setup.addresses.hear_claim(claim, refusal, now);
+        self.tend_addresses();
+    }
+
+    fn update_listeners(&mut self) {
+        for place in &mut self.places {
+            place.update_listeners(&self.setup.addresses);
+        }
     }
 
     fn take_signal(&mut self, name: &str) {
@@ -376,6 +469,9 @@ impl Supervisor {
         for place in &mut self.places {
             place.check_silence(now);
         }
+        self.tend_addresses();
+        let reports = self.places.iter().map(Place::report);
+        self.setup.addresses.count(reports, now);
         let gateway = Box::new(self.gateway());
         if let Some(control) = self.places.first()
             && matches!(control.slot.state(), SlotState::Ready | SlotState::Draining)
@@ -395,7 +491,7 @@ impl Supervisor {
                 .collect(),
             control_restarts: self.places.first().map_or(0, |place| place.slot.restarts()),
             is_draining: self.phase != Phase::Serving,
-            addresses: Vec::new(),
+            addresses: self.setup.addresses.views(),
             settings: Vec::new(),
         }
     }
@@ -408,7 +504,7 @@ impl Supervisor {
             pid: std::process::id(),
             uptime_s: now.as_secs(),
             is_draining: self.phase != Phase::Serving,
-            addresses: self.setup.addresses.clone(),
+            addresses: self.setup.urls(),
             state_dir: self.setup.state.path().display().to_string(),
             gateway: self.gateway(),
             control: control.unwrap_or_else(|| Place::new(Role::Control).control_view(now)),

@@ -42,10 +42,10 @@ pub(crate) fn prepare_descriptors() -> io::Result<()> {
 }
 
 /// Lets the child of `command` keep `channel` as [`CHANNEL_FD`] and the descriptors in `keep` under their own
-/// numbers. The caller keeps all of `keep` open until the child is spawned.
+/// numbers, and nothing of the capabilities that a unit gives. The caller keeps all of `keep` open until the child is spawned.
 pub(crate) fn bequeath(command: &mut Command, channel: OwnedFd, keep: Vec<RawFd>) {
     let hook = move || {
-        // SAFETY: dup2 and fcntl take plain numbers and may be called between fork and exec. `channel` is owned by
+        // SAFETY: dup2, fcntl and prctl take plain numbers and may be called between fork and exec. `channel` is owned by
         // this closure and the descriptors in `keep` are open in the parent at the time of the fork. No number of
         // theirs is CHANNEL_FD, which prepare_descriptors occupied before any of them was opened.
         unsafe {
@@ -57,10 +57,13 @@ pub(crate) fn bequeath(command: &mut Command, channel: OwnedFd, keep: Vec<RawFd>
                     return Err(io::Error::last_os_error());
                 }
             }
+            // Rights that a unit gives are for the supervisor alone. A kernel that knows none has none to take.
+            let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL;
+            libc::prctl(libc::PR_CAP_AMBIENT, clear, 0, 0, 0);
         }
         Ok(())
     };
-    // SAFETY: the hook calls only dup2 and fcntl, allocates nothing and takes no lock.
+    // SAFETY: the hook calls only dup2, fcntl and prctl, allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(hook);
     }

@@ -9,14 +9,11 @@ use std::time::Duration;
 
 use fleet_tests::gateway::Gateway;
 use fleet_tests::https::read_to_close;
+use fleet_tests::process::signal;
 use fleet_tests::wait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-
-fn signal(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
-}
 
 #[test]
 fn connections_queued_on_a_killed_worker_are_all_served() {

@@ -1,9 +1,11 @@
 //! End to end: what users and agents see, with real processes. One binary, a module for each subject.
 
+mod addresses;
 mod agents;
 mod cli;
 mod contract;
 mod crash;
 mod first_start;
+mod namespaces;
 mod operator;
 mod outage;

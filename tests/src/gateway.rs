@@ -4,19 +4,25 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::https::Https;
-use crate::process::{Process, binary, run};
+use crate::netns::Namespace;
+use crate::process::{Process, binary, is_alive, run};
 use crate::wait;
+
+const CONFIG_FILE: &str = "config.yml";
 
 /// Options of a gateway that is about to start.
 #[derive(Debug, Default)]
 pub struct Options {
     flags: Vec<String>,
+    file: Option<String>,
+    namespace: Option<Arc<Namespace>>,
 }
 
 impl Options {
@@ -27,6 +33,18 @@ impl Options {
             dotted.replace('.', "_"),
             value.to_string()
         ));
+        self
+    }
+
+    /// Serves in a network namespace.
+    pub fn within(mut self, namespace: &Arc<Namespace>) -> Self {
+        self.namespace = Some(Arc::clone(namespace));
+        self
+    }
+
+    /// Takes this YAML for the configuration file, addresses included: no flag overrides them.
+    pub fn file(mut self, yaml: &str) -> Self {
+        self.file = Some(yaml.to_owned());
         self
     }
 
@@ -42,6 +60,7 @@ pub struct Gateway {
     pub address: SocketAddr,
     pub https: Https,
     flags: Vec<String>,
+    namespace: Option<Arc<Namespace>>,
     dir: Option<TempDir>,
 }
 
@@ -57,12 +76,20 @@ impl Gateway {
 
     /// Starts in a directory that may hold the state of an earlier life.
     pub fn start_in(dir: TempDir, options: Options) -> Self {
+        let source = match &options.file {
+            Some(yaml) => {
+                let path = dir.path().join(CONFIG_FILE);
+                fs::write(&path, yaml).unwrap();
+                format!("--config={}", path.display())
+            }
+            None => "--server_address=127.0.0.1:0".into(),
+        };
         let mut flags = vec![
             format!("--state_dir={}", dir.path().join("state").display()),
-            "--server_address=127.0.0.1:0".into(),
+            source,
             "--workers_count=2".into(),
         ];
-        flags.extend(options.flags);
+        flags.extend(options.flags.iter().cloned());
         let _ = fs::remove_file(dir.path().join("state/run/addresses"));
         let log = fs::File::options()
             .create(true)
@@ -70,8 +97,13 @@ impl Gateway {
             .open(dir.path().join("log.txt"))
             .unwrap();
         let banner = fs::File::create(dir.path().join("banner.txt")).unwrap();
+        let program = binary("fleet-supervisor");
+        let mut command = match &options.namespace {
+            Some(namespace) => namespace.command(program),
+            None => Command::new(program),
+        };
         let mut supervisor = Process::spawn(
-            Command::new(binary("fleet-supervisor"))
+            command
                 .arg("start")
                 .args(&flags)
                 .stdin(Stdio::null())
@@ -94,6 +126,7 @@ impl Gateway {
             address,
             https,
             flags,
+            namespace: options.namespace,
             dir: Some(dir),
         };
         wait::until("every slot is ready", || {
@@ -167,6 +200,11 @@ impl Gateway {
         path
     }
 
+    /// Changes the configuration file; `reload` takes it.
+    pub fn write_config(&self, yaml: &str) {
+        fs::write(self.dir().join(CONFIG_FILE), yaml).unwrap();
+    }
+
     pub fn worker_pid(&self, slot: usize) -> u32 {
         self.status().unwrap()["gateway"]["slots"][slot]["pid"]
             .as_u64()
@@ -205,6 +243,27 @@ impl Gateway {
             .collect()
     }
 
+    /// Kills the supervisor, waits for the end of what it has started, and starts again on the same state with another
+    /// configuration.
+    pub fn crash_and_start(mut self, yaml: &str) -> Self {
+        let status = self.status().unwrap();
+        let slots = status["gateway"]["slots"].as_array().unwrap().iter();
+        let children: Vec<u32> = slots
+            .chain([&status["control"]])
+            .filter_map(|part| u32::try_from(part["pid"].as_u64()?).ok())
+            .collect();
+        self.supervisor.kill();
+        wait::until("the children end", || {
+            children.iter().all(|pid| !is_alive(*pid)).then_some(())
+        });
+        let options = Options {
+            flags: self.flags.split_off(3),
+            file: Some(yaml.to_owned()),
+            namespace: self.namespace.take(),
+        };
+        Self::start_in(self.dir.take().unwrap(), options)
+    }
+
     /// Drains and stops; the exit code.
     pub fn stop(&mut self) -> i32 {
         self.supervisor.signal(Signal::SIGTERM);
@@ -215,8 +274,13 @@ impl Gateway {
     pub fn restart(mut self) -> Self {
         assert_eq!(self.stop(), 0, "{}", self.log());
         let dir = self.dir.take().unwrap();
-        let flags = self.flags.split_off(3);
-        Self::start_in(dir, Options { flags })
+        let file = fs::read_to_string(dir.path().join(CONFIG_FILE)).ok();
+        let options = Options {
+            flags: self.flags.split_off(3),
+            file,
+            namespace: self.namespace.take(),
+        };
+        Self::start_in(dir, options)
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod gateway;
 pub mod https;
+pub mod netns;
 pub mod port;
 pub mod process;
 pub mod stores;

@@ -251,7 +251,6 @@ impl Session {
         now: Instant,
     ) {
         tracing::debug!(peer = %self.peer, reject = reject.label(), "request refused");
-        self.permit.listening.refuse();
         let response = exchange::refuse(&self.worker.state, route, reject);
         self.note(&response);
         self.connection.refuse(response, scratch, now);
@@ -259,6 +258,9 @@ impl Session {
 
     /// A cut is what the exchange came to; every other outcome holds only once it is written.
     fn note(&mut self, response: &Response) {
+        if response.outcome == Outcome::Refused {
+            self.permit.listening.refuse();
+        }
         if let Some(exchange) = &mut self.exchange {
             exchange.answered = response.outcome;
             if response.must_cut {

@@ -40,6 +40,10 @@ pub(super) struct Common {
     /// Server addresses, https://HOST[:PORT], separated by commas; hosts use them in turn.
     #[arg(long, value_delimiter = ',', required = true)]
     pub(super) server: Vec<String>,
+    /// Resolve the server's name for every connection, as osquery does, and try its addresses in turn; through the
+    /// system's resolver, which costs this program a thread and a query each.
+    #[arg(long)]
+    pub(super) resolve_each: bool,
     /// Source addresses: a list, ranges (127.0.0.2-127.0.0.50) or blocks (127.9.0.0/24). Toward loopback the default
     /// is 127.0.0.2-127.0.0.65, because a source has only about 28,000 ports and a port rests a minute after use.
     #[arg(long)]
@@ -214,7 +218,14 @@ impl Common {
     pub(super) fn targets(&self) -> anyhow::Result<Vec<Arc<Target>>> {
         self.server
             .iter()
-            .map(|url| Target::parse(url).map(Arc::new))
+            .map(|url| {
+                let target = Target::parse(url)?;
+                Ok(Arc::new(if self.resolve_each {
+                    target.resolving_each()
+                } else {
+                    target
+                }))
+            })
             .collect()
     }
 

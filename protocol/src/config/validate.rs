@@ -1,6 +1,7 @@
 //! Says everything that is wrong with a configuration, at once.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 use super::Config;
 use crate::address_list;
@@ -35,8 +36,9 @@ impl Config {
             !self.server.address.is_empty(),
             "server.address: at least one address is needed",
         );
-        if let Err(error) = address_list::sockets(&self.server.address) {
-            check(false, &format!("server.address: {error}"));
+        match address_list::sockets(&self.server.address) {
+            Ok(addresses) => self.validate_addresses(&addresses, check),
+            Err(error) => check(false, &format!("server.address: {error}")),
         }
         let has_cert = !self.server.cert.as_os_str().is_empty();
         let has_key = !self.server.key.as_os_str().is_empty();
@@ -53,6 +55,53 @@ impl Config {
             "server.backlog: must be at least 1",
         );
         check(self.workers.count <= 1024, "workers.count: at most 1024");
+    }
+
+    fn validate_addresses(&self, addresses: &[SocketAddr], check: &mut impl FnMut(bool, &str)) {
+        let wildcards: Vec<_> = addresses
+            .iter()
+            .filter(|address| address.ip().is_unspecified())
+            .collect();
+        for address in addresses {
+            let covers = |of: &&&SocketAddr| {
+                of.is_ipv4() == address.is_ipv4()
+                    && of.port() == address.port()
+                    && of.ip() != address.ip()
+            };
+            if let Some(wildcard) = wildcards.iter().find(covers) {
+                check(
+                    false,
+                    &format!(
+                        "server.address: {wildcard} serves {address} already; name one of them"
+                    ),
+                );
+            }
+        }
+        let claim = &self.addresses.claim;
+        check(
+            claim.addresses.is_empty() || !claim.interface.is_empty(),
+            "addresses.claim.interface: needed to claim addresses, such as eth0",
+        );
+        match address_list::claims(&claim.addresses) {
+            Ok(claims) => {
+                let is_served = |ip: IpAddr| addresses.iter().any(|address| address.ip() == ip);
+                if let Some(idle) = claims.iter().find(|claim| !is_served(claim.addr())) {
+                    let ip = idle.addr();
+                    let socket = SocketAddr::new(ip, 8080);
+                    check(
+                        false,
+                        &format!(
+                            "addresses.claim.addresses: {ip} is claimed but not served; name it in server.address, such as {socket}"
+                        ),
+                    );
+                }
+            }
+            Err(error) => check(false, &format!("addresses.claim.addresses: {error}")),
+        }
+        check(
+            self.addresses.dns.name.is_empty() || wildcards.len() < addresses.len(),
+            "addresses.dns.name: there is nothing to answer with; name the addresses in server.address instead of 0.0.0.0 or [::]",
+        );
     }
 
     fn validate_stores(&self, check: &mut impl FnMut(bool, &str)) {
@@ -116,6 +165,41 @@ mod tests {
     #[test]
     fn defaults_are_valid() {
         assert_eq!(Config::default().validate(), []);
+    }
+
+    #[test]
+    fn addresses_must_fit_together() {
+        let problem = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            let problems = config.validate();
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            problems[0].0.clone()
+        };
+        let text = problem(|config| {
+            config.server.address = vec!["[::]:1".into(), "0.0.0.0:1".into(), "127.0.0.1:1".into()];
+        });
+        assert!(
+            text.contains("0.0.0.0:1 serves 127.0.0.1:1 already"),
+            "{text}"
+        );
+        let text = problem(|config| {
+            config.addresses.claim.interface = "eth0".into();
+            config.addresses.claim.addresses = vec!["192.0.2.1/24".into()];
+        });
+        assert!(
+            text.contains("192.0.2.1 is claimed but not served"),
+            "{text}"
+        );
+        let text = problem(|config| {
+            config.server.address = vec!["192.0.2.1:1".into()];
+            config.addresses.claim.addresses = vec!["192.0.2.1/24".into()];
+        });
+        assert!(text.contains("addresses.claim.interface"), "{text}");
+        let text = problem(|config| config.addresses.dns.name = "fleet.example.com".into());
+        assert!(text.contains("addresses.dns.name"), "{text}");
+        let text = problem(|config| config.server.address = vec!["10.0.0.0/19:8080".into()]);
+        assert!(text.contains("more than 1024"), "{text}");
     }
 
     #[test]

@@ -1,0 +1,276 @@
+//! The addresses that agents connect to: what is wanted, what serves, what leaves.
+//!
+//! Owner of all listening TCP sockets. Invariants: an address that cannot be bound, or is gone from its interface, is
+//! tried again while the others serve; a withdrawn address goes on listening for as long as somebody may have been told
+//! of it; workers are told of every change, and told again until they have taken it.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use fleet_protocol::address::AddressView;
+use fleet_protocol::config::Config;
+use fleet_protocol::slot;
+use fleet_protocol::stats::WorkerStats;
+use ipnet::IpNet;
+
+use crate::address::{Address, Counts};
+use crate::exit::Failure;
+use crate::local_addresses::LocalAddresses;
+use crate::wanted::Wanted;
+
+/// Added to the time that resolvers remember a name, before a withdrawn address stops to listen.
+const NOTICE_MARGIN: Duration = Duration::from_secs(2);
+
+/// What the loop has to do for an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Add it to the interface.
+    Claim(IpNet),
+    /// It is over: remove it from the interface.
+    Release(IpNet),
+}
+
+/// What a worker that runs already must be told.
+#[derive(Debug, Default)]
+pub(crate) struct Change {
+    /// Listeners that it lacks.
+    pub(crate) listen: Vec<(slot::Listener, OwnedFd)>,
+    /// Listeners that it must give up.
+    pub(crate) withdraw: Vec<SocketAddr>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    /// In the order of the configuration; those that leave at the end.
+    list: Vec<Address>,
+    is_parked: Vec<bool>,
+    backlog: i32,
+    notice: Duration,
+}
+
+impl Addresses {
+    /// Binds what is wanted, for `slots` slots. What cannot be bound is tried again later, unless nothing can: then the
+    /// first reason is the failure. `claimed` says of each address that was to be claimed why it was not, if so.
+    pub(crate) fn open(
+        config: &Config,
+        wanted: Vec<Wanted>,
+        slots: u16,
+        claimed: &[(IpNet, Option<String>)],
+    ) -> Result<Self, Failure> {
+        let now = Duration::ZERO;
+        let is_parked = vec![false; usize::from(slots)];
+        let backlog = i32::try_from(config.server.backlog).unwrap_or(i32::MAX);
+        let mut list: Vec<_> = wanted
+            .into_iter()
+            .map(|wanted| Address::new(wanted, now))
+            .collect();
+        for address in &mut list {
+            let claim = claimed
+                .iter()
+                .find(|(claim, _)| Some(*claim) == address.wanted.claim);
+            let refusal = claim.and_then(|(_, refusal)| refusal.as_deref());
+            address.hear_claim(refusal, now);
+            if refusal.is_none() {
+                address.bind(&is_parked, backlog, now);
+            }
+        }
+        if list.iter().all(|address| address.group.is_none()) {
+            let first = list.first().map(|of| (of.address(), of.reason()));
+            let (address, reason) = first.ok_or_else(|| Failure::config("no server.address"))?;
+            return Err(Failure::fatal(format!(
+                "cannot listen on {address}: {reason}"
+            )));
+        }
+        for of in list.iter().filter(|of| of.group.is_none()) {
+            let (address, reason) = (of.address(), of.reason());
+            tracing::warn!("{address} is degraded, tried again while others serve: {reason}");
+        }
+        Ok(Self {
+            list,
+            is_parked,
+            backlog,
+            notice: notice(config),
+        })
+    }
+
+    /// Addresses that are wanted, in order, as bound where they are.
+    pub(crate) fn wanted(&self) -> Vec<SocketAddr> {
+        let wanted = self.list.iter().filter(|of| of.is_wanted());
+        wanted.map(Address::address).collect()
+    }
+
+    /// What the worker of a slot inherits. Descriptors keep their numbers.
+    pub(crate) fn of_slot(&self, slot: usize) -> Vec<slot::Listener> {
+        self.list
+            .iter()
+            .filter_map(|of| {
+                let group = of.group.as_ref()?;
+                Some(slot::Listener {
+                    address: group.address(),
+                    fd: group.fd(slot)?,
+                    is_proxied: of.wanted.is_proxied,
+                })
+            })
+            .collect()
+    }
+
+    /// What the worker of a slot must be told that has the listeners on `given`.
+    pub(crate) fn change(&self, slot: usize, given: &[SocketAddr]) -> io::Result<Change> {
+        let mut change = Change::default();
+        let mut kept = Vec::new();
+        for (of, group) in self
+            .list
+            .iter()
+            .filter_map(|of| Some((of, of.group.as_ref()?)))
+        {
+            let address = group.address();
+            kept.push(address);
+            if given.contains(&address) {
+                continue;
+            }
+            if let Some(fd) = group.duplicate(slot)? {
+                let listener = slot::Listener {
+                    address,
+                    fd: -1,
+                    is_proxied: of.wanted.is_proxied,
+                };
+                change.listen.push((listener, fd));
+            }
+        }
+        let is_over = |address: &&SocketAddr| !kept.contains(address);
+        change.withdraw = given.iter().filter(is_over).copied().collect();
+        Ok(change)
+    }
+
+    /// Takes a parked slot's sockets out of their groups.
+    pub(crate) fn park(&mut self, slot: usize) {
+        if let Some(is_parked) = self.is_parked.get_mut(slot) {
+            *is_parked = true;
+        }
+        let groups = self.list.iter_mut().filter_map(|of| of.group.as_mut());
+        groups.for_each(|group| group.close_slot(slot));
+    }
+
+    /// Takes a new list. Gives what is added and what is withdrawn.
+    pub(crate) fn want(
+        &mut self,
+        config: &Config,
+        wanted: Vec<Wanted>,
+        now: Duration,
+    ) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+        self.notice = notice(config);
+        let mut old = std::mem::take(&mut self.list);
+        let mut added = Vec::new();
+        for wanted in wanted {
+            let same = old.iter_mut().position(|of| {
+                let is_same = (of.wanted.address, of.wanted.is_proxied)
+                    == (wanted.address, wanted.is_proxied);
+                is_same && of.stay()
+            });
+            let address = match same.map(|index| old.remove(index)) {
+                Some(mut address) => {
+                    address.wanted = wanted;
+                    address
+                }
+                None => {
+                    added.push(wanted.address);
+                    Address::new(wanted, now)
+                }
+            };
+            self.list.push(address);
+        }
+        let mut withdrawn = Vec::new();
+        for mut address in old {
+            if address.is_wanted() {
+                withdrawn.push(address.address());
+            }
+            address.leave(now + self.notice);
+            self.list.push(address);
+        }
+        (added, withdrawn)
+    }
+
+    /// Hears whether an address could be added to its interface.
+    pub(crate) fn hear_claim(&mut self, claim: IpNet, refusal: Option<&str>, now: Duration) {
+        let wanted = self.list.iter_mut().filter(|of| of.is_wanted());
+        wanted
+            .filter(|of| of.wanted.claim == Some(claim))
+            .for_each(|of| of.hear_claim(refusal, now));
+    }
+
+    /// Does what is due: binds again, notices what has come and gone, lets go of what has left.
+    pub(crate) fn turn(&mut self, local: &LocalAddresses, now: Duration) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for address in &mut self.list {
+            let is_claim_due = address.turn(&self.is_parked, self.backlog, local, now);
+            if is_claim_due && let Some(claim) = address.wanted.claim {
+                effects.push(Effect::Claim(claim));
+            }
+        }
+        let mut left = Vec::new();
+        self.list.retain(|address| {
+            let is_over = address.is_over(now);
+            if is_over {
+                tracing::info!("{} has left", address.address());
+                left.extend(address.wanted.claim);
+            }
+            !is_over
+        });
+        // The same address may serve on another port.
+        left.retain(|claim| self.list.iter().all(|of| of.wanted.claim != Some(*claim)));
+        effects.extend(left.into_iter().map(Effect::Release));
+        effects
+    }
+
+    /// Takes the reports of all workers that run.
+    pub(crate) fn count<'a>(
+        &mut self,
+        reports: impl Iterator<Item = &'a WorkerStats>,
+        now: Duration,
+    ) {
+        let mut counts: HashMap<SocketAddr, Counts> = HashMap::new();
+        for of in reports.flat_map(|report| &report.listeners) {
+            counts.entry(of.address).or_default().add(of);
+        }
+        for address in &mut self.list {
+            let counts = counts.remove(&address.address()).unwrap_or_default();
+            address.count(counts, now);
+        }
+    }
+
+    /// Keeps the counts of a worker that has ended.
+    pub(crate) fn keep(&mut self, report: &WorkerStats) {
+        for of in &report.listeners {
+            let address = self.list.iter_mut();
+            if let Some(address) = address.into_iter().find(|a| a.address() == of.address) {
+                address.keep(of);
+            }
+        }
+    }
+
+    /// What operators see.
+    pub(crate) fn views(&self) -> Vec<AddressView> {
+        let all: f64 = self.list.iter().map(Address::accepts_per_s).sum();
+        let share = |rate: f64| if all > 0.0 { rate / all } else { 0.0 };
+        let view = |of: &Address| of.view(share(of.accepts_per_s()));
+        self.list.iter().map(view).collect()
+    }
+}
+
+/// How long a withdrawn address goes on listening.
+fn notice(config: &Config) -> Duration {
+    let dns = &config.addresses.dns;
+    if dns.name.is_empty() {
+        NOTICE_MARGIN
+    } else {
+        dns.ttl + NOTICE_MARGIN
+    }
+}
+
+#[cfg(test)]
+#[path = "addresses_tests.rs"]
+mod tests;
