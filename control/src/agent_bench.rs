@@ -144,6 +144,7 @@ pub(crate) fn answers_of(work: &Work, host: HostId) -> Write {
     });
     Write {
         host,
+        address: [192, 0, 2, 8].into(),
         results: results.collect(),
     }
 }

@@ -139,6 +139,8 @@ async fn details_and_labels_go_round_once() {
     let columns = detail.row.columns;
     assert_eq!(columns.hostname.as_deref(), Some("renamed"));
     assert_eq!(columns.uptime, Some(77));
+    // Where the details came from, not where it enrolled.
+    assert_eq!(columns.public_ip.as_deref(), Some("192.0.2.8"));
     assert_eq!(columns.os_version.as_deref(), Some("Ubuntu 24.04"));
     assert!(detail.labels.iter().any(|(_, name)| name == "web"));
     let config = bench.agents.config_for(host).unwrap();

@@ -78,6 +78,7 @@ impl Facts {
             }
             facts.details.insert(cut(name), row.0.into());
         }
+        facts.columns.public_ip = Some(enroll.address.to_string());
         if facts.columns.platform.is_none() {
             facts.columns.platform = platform_of_mask(&enroll.platform_type).map(str::to_owned);
         }

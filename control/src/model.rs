@@ -140,6 +140,8 @@ pub(crate) struct HostColumns {
     pub(crate) config_refresh: Option<i64>,
     /// Seconds, from `osquery_flags`.
     pub(crate) logger_tls_period: Option<i64>,
+    /// Where its enrolment or its latest details came from; behind a balancer, the balancer's client.
+    pub(crate) public_ip: Option<String>,
 }
 
 /// One host's answers to the detail queries. Clears `refetch_requested`.

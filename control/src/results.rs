@@ -5,6 +5,7 @@
 //! them send the same for ever.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 
 use fleet_protocol::agent::{Answer, QueryResult, Write};
 use fleet_protocol::ids::{HostId, RequestId, UnixSeconds};
@@ -49,6 +50,8 @@ pub(crate) struct Routed {
     pub(crate) memberships: BTreeMap<LabelId, bool>,
     /// Some label query was answered, if only by failing.
     pub(crate) has_labels: bool,
+    /// Where the latest came from.
+    pub(crate) address: Option<IpAddr>,
     /// Names of queries that the agent refuses.
     pub(crate) denylisted: Vec<String>,
     /// Counts.
@@ -204,9 +207,13 @@ impl Agents {
             }
             if let Some((routed, expectation)) = by_host.get_mut(&write.host) {
                 routed.take(&write.results, expectation);
+                routed.address = Some(write.address);
             } else if let Some(expectation) = roster.expectation(write.host, now) {
                 roster.mark_seen(write.host, now);
-                let mut routed = Routed::default();
+                let mut routed = Routed {
+                    address: Some(write.address),
+                    ..Routed::default()
+                };
                 routed.take(&write.results, &expectation);
                 by_host.insert(write.host, (routed, expectation));
             }
@@ -220,7 +227,8 @@ impl Agents {
                     tracing::warn!(%host, query = %name, "an agent refuses this query: it died while running it");
                 }
             }
-            if let Some(facts) = routed.facts {
+            if let Some(mut facts) = routed.facts {
+                facts.columns.public_ip = routed.address.map(|address| address.to_string());
                 writes.details.push(HostDetails {
                     host,
                     at: now,

@@ -133,6 +133,8 @@ impl Enroll {
 pub struct Write {
     /// Who answers.
     pub host: HostId,
+    /// Where from.
+    pub address: IpAddr,
     /// One per query name.
     pub results: Vec<QueryResult>,
 }

@@ -22,14 +22,14 @@ pub const INFLATED_RATIO_MAX: usize = 4;
 pub const EXCHANGE_DEADLINE: Duration = Duration::from_secs(16);
 /// When a worker stops waiting for an answer: early enough that the agent still hears the refusal.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
+/// From accept to the end of the PROXY header, where one is due.
+pub const PROXY_HEADER_DEADLINE: Duration = Duration::from_secs(3);
 /// From accept to the end of the TLS handshake.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// From the first byte of a head (or the end of the handshake) to its last.
 pub const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// From the end of the answer to the peer's close.
 pub const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
-/// An idle connection of a client that asked for reuse.
-pub const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(75);
 
 /// Tunnels that one worker holds open; operators are few and must not take the agents' place.
 pub const TUNNELS_PER_WORKER_MAX: u32 = 256;
@@ -141,6 +141,7 @@ mod tests {
 
     #[test]
     fn phases_fit_into_the_exchange() {
+        assert!(PROXY_HEADER_DEADLINE < HANDSHAKE_DEADLINE);
         assert!(HANDSHAKE_DEADLINE + HEAD_DEADLINE < EXCHANGE_DEADLINE);
         assert!(ANSWER_DEADLINE < EXCHANGE_DEADLINE);
     }

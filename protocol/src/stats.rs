@@ -105,6 +105,60 @@ impl Handshake {
     }
 }
 
+/// What came of the PROXY header that a connection began with, or should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProxyHeader {
+    /// Taken, with a client's address.
+    Taken,
+    /// Taken; the connection speaks for its own peer, such as a health check.
+    Local,
+    /// Refused: the connection began with something else.
+    Missing,
+    /// Refused: the peer is in none of the networks that may send one.
+    Untrusted,
+    /// Refused: not a header that anybody may send, or its checksum is wrong.
+    Malformed,
+    /// Refused: not whole within its deadline.
+    Late,
+    /// The peer went away before it was whole.
+    Abandoned,
+    /// Refused: sent where none is due, or a second one.
+    Unexpected,
+}
+
+impl ProxyHeader {
+    /// Every outcome, in the order of its discriminant.
+    pub const ALL: [Self; 8] = [
+        Self::Taken,
+        Self::Local,
+        Self::Missing,
+        Self::Untrusted,
+        Self::Malformed,
+        Self::Late,
+        Self::Abandoned,
+        Self::Unexpected,
+    ];
+
+    /// Whether the connection is refused for it.
+    pub fn is_refused(self) -> bool {
+        !matches!(self, Self::Taken | Self::Local | Self::Abandoned)
+    }
+
+    /// Metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Taken => "taken",
+            Self::Local => "local",
+            Self::Missing => "missing",
+            Self::Untrusted => "untrusted",
+            Self::Malformed => "malformed",
+            Self::Late => "late",
+            Self::Abandoned => "abandoned",
+            Self::Unexpected => "unexpected",
+        }
+    }
+}
+
 /// Counters of one batch kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchStats {
@@ -133,6 +187,10 @@ pub struct WorkerStats {
     pub accept_errors: u64,
     /// Handshakes by [`Handshake`].
     pub handshakes: [u64; Handshake::ALL.len()],
+    /// PROXY headers by [`ProxyHeader`].
+    pub proxy_headers: [u64; ProxyHeader::ALL.len()],
+    /// Requests on agent paths whose client's address came from a header of a trusted proxy.
+    pub forwarded_requests: u64,
     /// Exchanges by [`Route`] and [`Outcome`].
     pub exchanges: [[u64; Outcome::ALL.len()]; Route::ALL.len()],
     /// From the end of the request to the last byte of the answer, by [`Route`], microseconds.
@@ -210,6 +268,13 @@ pub struct ControlStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn indices_are_dense() {
+        for (index, outcome) in ProxyHeader::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
+        }
+    }
 
     #[test]
     fn histogram_buckets_are_upper_bounds() {

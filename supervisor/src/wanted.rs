@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use fleet_protocol::address_list;
 use fleet_protocol::config::Config;
+use fleet_protocol::proxied::Proxied;
 use ipnet::IpNet;
 
 use crate::exit::Failure;
@@ -24,9 +25,11 @@ pub(crate) fn wanted(config: &Config) -> Result<Vec<Wanted>, Failure> {
     let addresses = address_list::sockets(&config.server.address)
         .map_err(|error| Failure::config(format!("server.address: {error}")))?;
     let claims = claims(config)?;
+    let proxied = Proxied::of(&config.server)
+        .map_err(|error| Failure::config(format!("server.proxy_protocol: {error}")))?;
     let of = |address: SocketAddr| Wanted {
         address,
-        is_proxied: false,
+        is_proxied: proxied.contains(address),
         claim: claims
             .iter()
             .copied()

@@ -9,3 +9,4 @@ mod first_start;
 mod namespaces;
 mod operator;
 mod outage;
+mod proxied;

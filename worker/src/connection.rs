@@ -4,8 +4,7 @@
 //! holds no buffer; a request is handed out once and answered once, now or later; every phase but a tunnel has an
 //! absolute deadline; after a refusal of its framing a connection takes no further request.
 
-use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,33 +12,27 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fleet_protocol::limits;
 use fleet_protocol::reject::Reject;
-use fleet_protocol::stats::Handshake;
+use fleet_protocol::stats::{Handshake, ProxyHeader};
 
 use crate::buffers::{self, Scratch};
 use crate::exchange::Response;
 use crate::http::{self, Malformed};
 use crate::phase::{Phase, Step};
+use crate::policy::Policy;
 use crate::request::Request;
-use crate::tls::{self, Layer, RECORD_BYTES_MAX};
+use crate::tls::{self, Layer};
 
-/// Plaintext of a long answer that is encrypted ahead of the socket.
-const OUTPUT_BYTES_MAX: usize = 64 << 10;
 /// Bytes of later requests that may wait while one is answered.
 const PIPELINED_BYTES_MAX: usize = 64 << 10;
-
-/// What is the same for all connections.
-pub(crate) struct Policy {
-    /// In front of every path.
-    pub(crate) path_prefix: String,
-    /// Whether clients that ask for it may send another request; off while draining.
-    pub(crate) may_reuse: Cell<bool>,
-}
 
 /// See the module.
 pub(crate) struct Connection {
     layer: Layer,
     policy: Rc<Policy>,
+    /// Whom the connection speaks for; behind a balancer that passes connections through, its client.
     peer: SocketAddr,
+    /// Who sent the latest request; behind a balancer that speaks HTTP, its client.
+    client: IpAddr,
     phase: Phase,
     deadline: Instant,
     /// When the whole exchange must be over.
@@ -53,33 +46,54 @@ pub(crate) struct Connection {
     /// The peer has closed its side, in TLS.
     is_peer_done: bool,
     handshake: Option<Handshake>,
+    proxy_header: Option<ProxyHeader>,
 }
 
 impl Connection {
-    /// `tls` is `None` when TLS is ended elsewhere.
+    /// `tls` is `None` when TLS is ended elsewhere. `is_proxied`: it must begin with a PROXY header.
     pub(crate) fn new(
         tls: Option<&Arc<rustls::ServerConfig>>,
         policy: Rc<Policy>,
         peer: SocketAddr,
+        is_proxied: bool,
         now: Instant,
     ) -> Result<Self, tls::Error> {
-        let (phase, phase_time) = match tls {
-            Some(_) => (Phase::Handshake, limits::HANDSHAKE_DEADLINE),
-            None => (Phase::Head { scanned: 0 }, limits::HEAD_DEADLINE),
-        };
-        Ok(Self {
-            layer: Layer::new(tls)?,
+        let mut connection = Self {
+            layer: Layer::Plain,
             policy,
             peer,
-            phase,
-            deadline: now + phase_time,
+            client: peer.ip(),
+            phase: Phase::Closed,
+            deadline: now + limits::PROXY_HEADER_DEADLINE,
             exchange_end: now + limits::EXCHANGE_DEADLINE,
             plain: Vec::new(),
             unsent: Bytes::new(),
             is_flushing: false,
             is_peer_done: false,
             handshake: None,
-        })
+            proxy_header: None,
+        };
+        if is_proxied {
+            connection.expect_header(tls);
+        } else {
+            connection.begin(tls, now)?;
+        }
+        Ok(connection)
+    }
+
+    /// Whom it speaks for.
+    pub(crate) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Who sent the latest request.
+    pub(crate) fn client(&self) -> IpAddr {
+        self.client
+    }
+
+    /// Whether that is what a proxy said of it.
+    pub(crate) fn is_forwarded(&self) -> bool {
+        self.client != self.peer.ip()
     }
 
     /// When [`Connection::step`] must be called again at the latest; `None` in a tunnel.
@@ -100,6 +114,10 @@ impl Connection {
     /// Takes bytes from the peer, and decrypts them in place.
     pub(crate) fn receive(&mut self, bytes: &mut [u8], scratch: &mut Scratch, now: Instant) {
         if matches!(self.phase, Phase::Closing | Phase::Closed) {
+            return;
+        }
+        let bytes = self.receive_preface(bytes, scratch, now);
+        if bytes.is_empty() {
             return;
         }
         let request_end = match &self.phase {
@@ -131,6 +149,7 @@ impl Connection {
         self.is_peer_done = true;
         match self.phase {
             Phase::Tunnel => {}
+            Phase::Preface { .. } => self.end_preface(ProxyHeader::Abandoned),
             Phase::Handshake => {
                 self.handshake = Some(Handshake::Abandoned);
                 self.phase = Phase::Closed;
@@ -231,36 +250,6 @@ impl Connection {
         self.write_answer(response, is_kept_alive, scratch, now);
     }
 
-    /// Fills `scratch.out` with more of a long answer, once the socket has taken what was there.
-    pub(crate) fn produce(&mut self, scratch: &mut Scratch, now: Instant) {
-        let Phase::Writing { is_kept_alive } = self.phase else {
-            return;
-        };
-        let part = self
-            .unsent
-            .split_to(self.unsent.len().min(OUTPUT_BYTES_MAX));
-        if self.layer.seal(&part, &mut scratch.out).is_err() {
-            self.phase = Phase::Closed;
-            return;
-        }
-        if self.unsent.is_empty() {
-            self.end_answer(is_kept_alive, scratch, now);
-        }
-    }
-
-    /// The socket has taken everything; true when that ended an answer.
-    pub(crate) fn flushed(&mut self, now: Instant) -> bool {
-        if !std::mem::take(&mut self.is_flushing) {
-            return false;
-        }
-        match self.phase {
-            Phase::Idle => self.deadline = now + limits::KEEP_ALIVE_IDLE,
-            Phase::Closing => self.deadline = now + limits::CLOSE_DEADLINE,
-            _ => {}
-        }
-        true
-    }
-
     /// Whether more bytes may come in. A client that pipelines without end waits for its answers.
     pub(crate) fn wants_input(&self) -> bool {
         match self.phase {
@@ -309,6 +298,7 @@ impl Connection {
                 self.phase = Phase::Closed;
             }
             Phase::Idle => self.close(scratch, now),
+            Phase::Preface { .. } => self.end_preface(ProxyHeader::Late),
             Phase::Handshake => {
                 self.handshake = Some(Handshake::Late);
                 self.phase = Phase::Closed;
@@ -337,7 +327,7 @@ impl Connection {
             self.plain.drain(..2);
             *scanned = 0;
         }
-        let head = match http::parse_head(&self.plain, &self.policy.path_prefix, scanned) {
+        let mut head = match http::parse_head(&self.plain, &self.policy.path_prefix, scanned) {
             Ok(Some(head)) => head,
             Ok(None) => {
                 if self.is_peer_done {
@@ -351,11 +341,12 @@ impl Connection {
             self.phase = Phase::Tunnel;
             return Step::Tunnel;
         };
+        self.read_forwarding(&mut head);
         let is_post = head.is_post;
         self.phase = Phase::Deciding(Request::new(head));
         match &self.phase {
             Phase::Deciding(request) if is_post => {
-                Step::Head(request.view(route, &self.plain, self.peer))
+                Step::Head(request.view(route, &self.plain, self.client))
             }
             _ => Step::Refuse(Some(route), Reject::MethodNotAllowed),
         }
@@ -395,7 +386,7 @@ impl Connection {
         self.phase = Phase::Answering(request);
         match &self.phase {
             Phase::Answering(request) => {
-                let (head, body) = request.parts(route, &mut self.plain, self.peer);
+                let (head, body) = request.parts(route, &mut self.plain, self.client);
                 Step::Request(head, body)
             }
             _ => Step::Closed,
@@ -434,62 +425,12 @@ impl Connection {
             Err(Malformed) => {}
         }
     }
-
-    fn write_answer(
-        &mut self,
-        response: Response,
-        is_kept_alive: bool,
-        scratch: &mut Scratch,
-        now: Instant,
-    ) {
-        if response.must_cut {
-            self.phase = Phase::Closed;
-            return;
-        }
-        let text = &mut scratch.text;
-        text.clear();
-        http::write_answer_head(text, response.status, response.body.len(), is_kept_alive);
-        self.unsent = response.body;
-        let room = RECORD_BYTES_MAX.saturating_sub(text.len());
-        let first = self.unsent.split_to(self.unsent.len().min(room));
-        text.extend_from_slice(&first);
-        self.deadline = self.exchange_end.max(now + limits::CLOSE_DEADLINE);
-        if self.layer.seal(text, &mut scratch.out).is_err() {
-            self.phase = Phase::Closed;
-        } else if self.unsent.is_empty() {
-            self.end_answer(is_kept_alive, scratch, now);
-        } else {
-            self.phase = Phase::Writing { is_kept_alive };
-        }
-    }
-
-    fn end_answer(&mut self, is_kept_alive: bool, scratch: &mut Scratch, now: Instant) {
-        self.unsent = Bytes::new();
-        if is_kept_alive {
-            self.phase = Phase::Idle;
-            self.is_flushing = true;
-        } else {
-            let deadline = self.deadline;
-            self.close(scratch, now);
-            // The end of the exchange bounds the write; the wait for the peer's close begins after it.
-            self.deadline = deadline;
-        }
-    }
-
-    /// Says goodbye; then the peer has its time to close.
-    fn close(&mut self, scratch: &mut Scratch, now: Instant) {
-        let _ = self.layer.close(&mut scratch.out);
-        self.finish(now);
-    }
-
-    fn finish(&mut self, now: Instant) {
-        self.layer.discard();
-        self.plain = Vec::new();
-        self.phase = Phase::Closing;
-        self.is_flushing = true;
-        self.deadline = now + limits::CLOSE_DEADLINE;
-    }
 }
+
+#[path = "connection_answer.rs"]
+mod answer;
+#[path = "connection_preface.rs"]
+mod preface;
 
 #[cfg(test)]
 #[path = "connection_tests.rs"]

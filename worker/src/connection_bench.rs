@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::sync::OnceLock;
 
 use fleet_protocol::agent::Route;
-use fleet_protocol::config::TlsCompatibility;
+use fleet_protocol::config::{Server, TlsCompatibility};
 use fleet_protocol::secret::Secret;
 use fleet_protocol::slot::TlsIdentity;
 use fleet_protocol::stats::Outcome;
@@ -97,15 +97,22 @@ pub(super) fn post(path: &str, fields: &str, body: &str) -> String {
 
 impl Bench {
     pub(super) fn new(client: Option<ClientConnection>) -> Self {
-        let policy = Rc::new(Policy {
-            path_prefix: String::new(),
-            may_reuse: Cell::new(true),
-        });
+        Self::with(client, &Server::default(), "192.0.2.1:5000", false)
+    }
+
+    /// A connection from `peer` to a server with these options.
+    pub(super) fn with(
+        client: Option<ClientConnection>,
+        server: &Server,
+        peer: &str,
+        is_proxied: bool,
+    ) -> Self {
+        let policy = Rc::new(Policy::of(server).unwrap());
         let now = Instant::now();
         let tls = client.as_ref().map(|_| &identity().server);
-        let peer = "192.0.2.1:5000".parse().unwrap();
+        let peer = peer.parse().unwrap();
         Self {
-            connection: Connection::new(tls, policy, peer, now).unwrap(),
+            connection: Connection::new(tls, policy, peer, is_proxied, now).unwrap(),
             client,
             scratch: Scratch::default(),
             now,

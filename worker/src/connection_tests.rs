@@ -3,12 +3,15 @@
 use std::io::Write as _;
 
 use fleet_protocol::agent::Route;
+use fleet_protocol::config::Server;
 use proptest::prelude::*;
 
 use super::*;
 
 #[path = "connection_bench.rs"]
 mod bench;
+#[path = "connection_preface_tests.rs"]
+mod preface;
 
 use bench::{BODY, Bench, TLS12, TLS13, client, ok, post};
 
@@ -118,7 +121,7 @@ fn reuse_goes_on_until_the_drain() {
     for _ in 0..3 {
         bench.say(&post(READ, REUSE, BODY));
         assert!(bench.heard().contains("Connection: keep-alive\r\n"));
-        bench.pass(limits::KEEP_ALIVE_IDLE - Duration::from_secs(1));
+        bench.pass(Server::default().keepalive_idle - Duration::from_secs(1));
     }
     assert_eq!(bench.connection.plain.capacity(), 0, "idle holds no buffer");
     bench.connection.policy.may_reuse.set(false);
@@ -158,7 +161,7 @@ fn every_phase_has_its_deadline() {
     // Idle.
     let mut bench = Bench::tls(TLS13);
     bench.say(&post(READ, REUSE, BODY));
-    bench.pass(limits::KEEP_ALIVE_IDLE);
+    bench.pass(Server::default().keepalive_idle);
     assert!(bench.has_heard_end);
     // Close.
     assert!(!bench.is_closed);

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -40,7 +40,8 @@ pub(crate) struct Head<'a> {
     pub(crate) node_key: Option<&'a str>,
     pub(crate) content_length: u64,
     pub(crate) is_gzip: bool,
-    pub(crate) peer: SocketAddr,
+    /// Who sent it; behind a balancer, the balancer's client.
+    pub(crate) client: IpAddr,
 }
 
 /// What to do before the body is read.
@@ -94,7 +95,7 @@ enum Task {
     Enroll(Box<Enroll>),
     Log(Lines),
     Read,
-    Write(Vec<QueryResult>),
+    Write(Vec<QueryResult>, IpAddr),
 }
 
 /// Decides by the head alone: what is too large, comes from a key that was unknown a moment ago, or would find its
@@ -192,12 +193,12 @@ fn parse(
         Route::Config => (body::node_key(&text).map_err(malformed)?, Task::Config),
         Route::Read => (body::node_key(&text).map_err(malformed)?, Task::Read),
         Route::Enroll => {
-            let enroll = body::enroll(&text, head.peer.ip()).map_err(malformed)?;
+            let enroll = body::enroll(&text, head.client).map_err(malformed)?;
             (Cow::Borrowed(""), Task::Enroll(Box::new(enroll)))
         }
         Route::Write => {
             let (key, results) = body::write(&text).map_err(malformed)?;
-            (key, Task::Write(results))
+            (key, Task::Write(results, head.client))
         }
         Route::Log => {
             let log = log_body::parse(&text, state.body_limits.inflated(Route::Log))?;
@@ -305,9 +306,10 @@ fn alone(state: &State, host: &Host, task: Task, now: Instant) -> Result<Alone, 
         }
         Task::Read if state.unix_seconds(now) < host.work_due_at => Alone::Answer(EMPTY_OBJECT),
         Task::Read => Alone::Ask(Request::Read(host.id)),
-        Task::Write(results) if results.is_empty() => Alone::Answer(EMPTY_OBJECT),
-        Task::Write(results) => Alone::Ask(Request::Write(Write {
+        Task::Write(results, _) if results.is_empty() => Alone::Answer(EMPTY_OBJECT),
+        Task::Write(results, address) => Alone::Ask(Request::Write(Write {
             host: host.id,
+            address,
             results,
         })),
         Task::Log(lines) if lines.count == 0 => Alone::Answer(EMPTY_OBJECT),
@@ -332,7 +334,7 @@ impl Task {
     fn bytes(&self) -> usize {
         match self {
             Self::Log(lines) => lines.bytes.len(),
-            Self::Write(results) => results
+            Self::Write(results, _) => results
                 .iter()
                 .map(|result| result.rows.len() + result.stats.len() + result.message.len())
                 .sum(),

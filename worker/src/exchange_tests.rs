@@ -21,7 +21,7 @@ fn head(route: Route, node_key: Option<&str>) -> Head<'_> {
         node_key,
         content_length: 2,
         is_gzip: false,
-        peer: ([127, 0, 0, 1], 1).into(),
+        client: [127, 0, 0, 1].into(),
     }
 }
 

@@ -4,10 +4,12 @@
 //! differently is refused.
 
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::ops::Range;
 
 use fleet_protocol::agent::Route;
 use fleet_protocol::limits::HEAD_BYTES_MAX;
+use fleet_protocol::trusted_proxies::TrustedProxies;
 
 /// Header fields in one head.
 const FIELDS_MAX: usize = 96;
@@ -35,6 +37,8 @@ pub(crate) struct RequestHead {
     pub(crate) is_gzip: bool,
     /// The client asks for reuse in so many words.
     pub(crate) wants_keep_alive: bool,
+    /// HTTP's own rule reuses the connection: 1.1, and nothing was said against it.
+    pub(crate) is_persistent: bool,
     /// The client sends the body only after `100 Continue`.
     pub(crate) expects_continue: bool,
 }
@@ -96,6 +100,7 @@ fn read_fields(
         node_key: None,
         is_gzip: false,
         wants_keep_alive: false,
+        is_persistent: false,
         expects_continue: false,
     };
     let is_http_11 = request.version == Some(1);
@@ -127,12 +132,32 @@ fn read_fields(
         }
     }
     found.wants_keep_alive &= !wants_close;
+    found.is_persistent = is_http_11 && !wants_close;
     found.framing = match (length, is_chunked) {
         (Some(_), true) => return Err(Malformed),
         (None, true) => Framing::Chunked,
         (length, false) => Framing::Length(length.unwrap_or(0)),
     };
     Ok(found)
+}
+
+/// Whom a whole head, which was parsed before, says that the request is from.
+pub(crate) fn client_address(head: &[u8], trusted: &TrustedProxies, peer: IpAddr) -> IpAddr {
+    let mut fields = [const { std::mem::MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    if request
+        .parse_with_uninit_headers(head, &mut fields)
+        .is_err()
+    {
+        return peer;
+    }
+    let fields = &*request.headers;
+    trusted.client_address(peer, |name| {
+        let named = fields
+            .iter()
+            .filter(move |field| field.name.eq_ignore_ascii_case(name));
+        named.map(|field| field.value)
+    })
 }
 
 /// The path of a request target, without query; the target may be absolute (RFC 9112, 3.2.2).

@@ -33,6 +33,7 @@ fn reads_what_osquery_sends() {
             node_key: head.node_key.clone(),
             is_gzip: true,
             wants_keep_alive: false,
+            is_persistent: true,
             expects_continue: false,
         }
     );

@@ -25,6 +25,7 @@ mod listening;
 mod log_body;
 mod negative;
 mod phase;
+mod policy;
 mod request;
 mod scan;
 mod seen;
@@ -37,7 +38,7 @@ mod tunnel;
 mod waiting;
 mod window;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -63,7 +64,7 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 struct Worker {
     state: Rc<state::State>,
     tls: Option<Arc<rustls::ServerConfig>>,
-    policy: Rc<connection::Policy>,
+    policy: Rc<policy::Policy>,
     clock: Rc<clock::Clock>,
     door: accept::Door,
     drain: drain::Drain,
@@ -85,10 +86,7 @@ impl Worker {
         Ok(Rc::new(Self {
             state: state::State::new(start),
             tls,
-            policy: Rc::new(connection::Policy {
-                path_prefix: server.path_prefix(),
-                may_reuse: Cell::new(server.keepalive),
-            }),
+            policy: Rc::new(policy::Policy::of(server)?),
             clock: clock::Clock::new(Instant::now()),
             door: accept::Door::new(server.connections_per_worker_max),
             drain: drain::Drain::default(),

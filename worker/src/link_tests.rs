@@ -50,7 +50,7 @@ fn request(state: &State, route: Route, body: &str, now: Instant) -> Reply {
         node_key: None,
         content_length: body.len() as u64,
         is_gzip: false,
-        peer: ([127, 0, 0, 1], 1).into(),
+        client: [127, 0, 0, 1].into(),
     };
     exchange::answer(state, &head, &mut body, now)
 }

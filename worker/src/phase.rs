@@ -1,5 +1,7 @@
 //! What a connection is doing, and what it asks of its session.
 
+use std::sync::Arc;
+
 use fleet_protocol::agent::Route;
 use fleet_protocol::reject::Reject;
 
@@ -24,6 +26,11 @@ pub(crate) enum Step<'a> {
 
 /// What a connection is doing.
 pub(crate) enum Phase {
+    /// A balancer's PROXY header is due.
+    Preface {
+        /// For what follows; `None` when TLS is ended elsewhere.
+        tls: Option<Arc<rustls::ServerConfig>>,
+    },
     Handshake,
     /// A reused connection between two requests.
     Idle,

@@ -2,7 +2,7 @@
 //!
 //! The buffer belongs to the connection and begins with the head's first byte.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 
 use fleet_protocol::agent::Route;
 
@@ -88,7 +88,7 @@ impl Request {
     }
 
     /// The head as the exchange sees it; `buffer` holds at least the head.
-    pub(crate) fn view<'a>(&self, route: Route, buffer: &'a [u8], peer: SocketAddr) -> Head<'a> {
+    pub(crate) fn view<'a>(&self, route: Route, buffer: &'a [u8], client: IpAddr) -> Head<'a> {
         let key = self
             .head
             .node_key
@@ -99,7 +99,7 @@ impl Request {
             node_key: key.and_then(|key| std::str::from_utf8(key).ok()),
             content_length: self.body_bytes(),
             is_gzip: self.head.is_gzip,
-            peer,
+            client,
         }
     }
 
@@ -108,7 +108,7 @@ impl Request {
         &self,
         route: Route,
         buffer: &'a mut [u8],
-        peer: SocketAddr,
+        client: IpAddr,
     ) -> (Head<'a>, &'a mut [u8]) {
         let start = self.head.head_bytes.min(buffer.len());
         let (head, rest) = buffer.split_at_mut(start);
@@ -116,6 +116,6 @@ impl Request {
             .end()
             .and_then(|end| rest.get_mut(..end.checked_sub(start)?))
             .unwrap_or_default();
-        (self.view(route, head, peer), body)
+        (self.view(route, head, client), body)
     }
 }

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use fleet_protocol::agent::Route;
 use fleet_protocol::reject::Reject;
-use fleet_protocol::stats::Outcome;
+use fleet_protocol::stats::{Outcome, ProxyHeader};
 
 use crate::Worker;
 use crate::accept::Permit;
@@ -30,7 +30,6 @@ pub(crate) struct Session {
     pub(crate) worker: Rc<Worker>,
     pub(crate) stream: Stream,
     pub(crate) connection: Connection,
-    pub(crate) peer: SocketAddr,
     /// What the socket did not take yet.
     unwritten: Vec<u8>,
     /// The answer that is waited for.
@@ -110,12 +109,11 @@ impl Session {
     ) -> Result<Box<Self>, tls::Error> {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let policy = Rc::clone(&worker.policy);
-        let now = Instant::now();
+        let (is_proxied, now) = (permit.listening.is_proxied, Instant::now());
         Ok(Box::new(Self {
             worker: Rc::clone(worker),
             stream: Stream::new(socket),
-            connection: Connection::new(worker.tls.as_ref(), policy, peer, now)?,
-            peer,
+            connection: Connection::new(worker.tls.as_ref(), policy, peer, is_proxied, now)?,
             unwritten: Vec::new(),
             pending: None,
             exchange: None,
@@ -151,6 +149,9 @@ impl Session {
         // A session that panicked may have left its bytes here.
         scratch.out.clear();
         let result = self.advance(context, &worker, &mut scratch, now);
+        if let Some(outcome) = self.connection.take_proxy_header() {
+            self.count_proxy_header(&worker, outcome);
+        }
         if let Some(handshake) = self.connection.take_handshake() {
             let mut stats = worker.state.stats.borrow_mut();
             if let Some(count) = stats.handshakes.get_mut(handshake as usize) {
@@ -165,6 +166,18 @@ impl Session {
             self.alarm.set(deadline, context.waker());
         }
         result
+    }
+
+    fn count_proxy_header(&self, worker: &Worker, outcome: ProxyHeader) {
+        let mut stats = worker.state.stats.borrow_mut();
+        if let Some(count) = stats.proxy_headers.get_mut(outcome as usize) {
+            *count += 1;
+        }
+        if outcome.is_refused() {
+            let (peer, outcome) = (self.connection.peer(), outcome.label());
+            tracing::debug!(%peer, outcome, "connection refused for its PROXY header");
+            self.permit.listening.refuse();
+        }
     }
 
     fn advance(
@@ -189,7 +202,11 @@ impl Session {
                 Step::Head(head) => {
                     let route = head.route;
                     self.exchange = Some(OpenExchange::new(&worker.state, route, now));
-                    match early(&worker.state, &head, now) {
+                    let early = early(&worker.state, &head, now);
+                    if self.connection.is_forwarded() {
+                        worker.state.stats.borrow_mut().forwarded_requests += 1;
+                    }
+                    match early {
                         Early::ReadBody { bytes_max } => self.connection.admit(bytes_max, scratch),
                         Early::Refuse(reject) => self.refuse(Some(route), reject, scratch, now),
                     }
@@ -250,7 +267,8 @@ impl Session {
         scratch: &mut Scratch,
         now: Instant,
     ) {
-        tracing::debug!(peer = %self.peer, reject = reject.label(), "request refused");
+        let client = self.connection.client();
+        tracing::debug!(%client, reject = reject.label(), "request refused");
         let response = exchange::refuse(&self.worker.state, route, reject);
         self.note(&response);
         self.connection.refuse(response, scratch, now);

@@ -62,7 +62,7 @@ pub(crate) async fn run(mut session: Box<Session>) -> Option<(Box<Session>, Reje
         Ok(control) => control,
         Err(reject) => return Some((session, reject)),
     };
-    let peer = session.peer;
+    let peer = session.connection.peer();
     let worker = Rc::clone(&session.worker);
     let local = session.stream.local_addr().unwrap_or(peer);
     if let Err(error) = session.stream.set_keepalive() {

@@ -6,7 +6,7 @@ use fleet_protocol::agent::Route;
 use fleet_protocol::link::BatchKind;
 use fleet_protocol::reject::Reject;
 use fleet_protocol::slot::{Gateway, SlotState, SlotView};
-use fleet_protocol::stats::{BatchStats, Handshake, Histogram, Outcome, WorkerStats};
+use fleet_protocol::stats::{BatchStats, Handshake, Histogram, Outcome, ProxyHeader, WorkerStats};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
@@ -149,7 +149,7 @@ fn gauges(page: &mut Page<'_>, slots: &Slots<'_>) -> Result<(), Error> {
 
 fn connections(page: &mut Page<'_>, slots: &Slots<'_>) -> Result<(), Error> {
     type Counter = (&'static str, &'static str, fn(&WorkerStats) -> u64);
-    let counters: [Counter; 5] = [
+    let counters: [Counter; 6] = [
         (
             "fleet_worker_accepted_connections",
             "Connections accepted.",
@@ -164,6 +164,11 @@ fn connections(page: &mut Page<'_>, slots: &Slots<'_>) -> Result<(), Error> {
             "fleet_worker_lost_requests",
             "Log and write requests dropped because they can never be accepted.",
             |stats| stats.lost_requests,
+        ),
+        (
+            "fleet_worker_forwarded_requests",
+            "Requests on agent paths whose client's address came from a trusted proxy's header.",
+            |stats| stats.forwarded_requests,
         ),
         (
             "fleet_worker_links",
@@ -184,6 +189,20 @@ fn connections(page: &mut Page<'_>, slots: &Slots<'_>) -> Result<(), Error> {
         };
         page.counter(name, None, each(slots, |view| value(&view.stats)))?;
     }
+    page.counter(
+        Name {
+            name: "fleet_worker_proxy_headers",
+            help: "PROXY headers by what came of them.",
+            labels: ["slot", "outcome"],
+        },
+        None,
+        slots.iter().flat_map(|(slot, view)| {
+            ProxyHeader::ALL
+                .into_iter()
+                .zip(view.stats.proxy_headers)
+                .map(|(outcome, count)| ([slot.as_str(), outcome.label()], count))
+        }),
+    )?;
     page.counter(
         Name {
             name: "fleet_worker_handshakes",

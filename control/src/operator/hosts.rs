@@ -234,7 +234,7 @@ fn body(office: &Office, row: &HostRow, now: UnixSeconds) -> Map<String, Value> 
         "memory": number(columns.memory),
         // Fleet counts nanoseconds.
         "uptime": number(columns.uptime).saturating_mul(1_000_000_000),
-        "public_ip": row.address,
+        "public_ip": columns.public_ip.as_ref().unwrap_or(&row.address),
         "primary_ip": text(&columns.primary_ip),
         "primary_mac": text(&columns.primary_mac),
         "disk_space_total": number(columns.disk_total),

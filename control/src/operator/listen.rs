@@ -4,18 +4,19 @@
 //! the client's address comes first, as a PROXY header. The operator socket's peer is a local operator by its uid.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::Uri;
 use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderValue, Uri};
 use fleet_protocol::hello;
 use fleet_protocol::limits::{HEAD_DEADLINE, HELLO_DEADLINE};
-use fleet_protocol::proxy_header::{self, HEADER_BYTES_MAX, PREFIX_BYTES};
+use fleet_protocol::proxy_header::{self, HEADER_BYTES_MAX, Origin, PREFIX_BYTES};
+use fleet_protocol::trusted_proxies::TrustedProxies;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::{Request, Response};
@@ -60,10 +61,10 @@ impl Side {
     }
 }
 
-/// The address of a tunnel's client, as a request extension.
+/// The address of a tunnel's client, or of whom a trusted proxy says that it asks for, as a request extension.
 #[derive(Clone, Copy, Debug)]
 #[expect(dead_code, reason = "the sign-in over the network reads it")]
-pub(super) struct Client(pub(super) SocketAddr);
+pub(super) struct Client(pub(super) IpAddr);
 
 /// One socket with its routes.
 pub(super) struct Door {
@@ -71,6 +72,11 @@ pub(super) struct Door {
     pub(super) router: Router,
     /// Taken off the front of a path that has it; `""` for none.
     pub(super) path_prefix: String,
+    /// Whose headers are believed about a client's address.
+    pub(super) trusted_proxies: TrustedProxies,
+    /// Balancers in front send requests of many clients, agents among them, over one connection: a tunnel takes one
+    /// request, so that the next one gets to the worker again.
+    pub(super) is_shared: bool,
 }
 
 impl Door {
@@ -109,34 +115,45 @@ impl Door {
         let client = match self.side {
             Side::Operator => None,
             Side::Tunnel => match timeout(HELLO_DEADLINE, client_address(&mut stream)).await {
-                Ok(Some(address)) => Some(Client(address)),
+                Ok(Some(address)) => Some(address),
                 _ => return,
             },
         };
         self.exchange(stream, client, drain).await;
     }
 
+    /// Who asks.
+    fn client_of(&self, peer: IpAddr, request: &Request<Incoming>) -> IpAddr {
+        let headers = request.headers();
+        self.trusted_proxies.client_address(peer, |name| {
+            let values = headers.get_all(name).into_iter();
+            values.map(HeaderValue::as_bytes)
+        })
+    }
+
     async fn exchange(
         &self,
         stream: UnixStream,
-        client: Option<Client>,
+        peer: Option<IpAddr>,
         mut drain: watch::Receiver<bool>,
     ) {
         let router = TowerToHyperService::new(self.router.clone());
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            let client = peer.map(|peer| self.client_of(peer, &request));
             if let Some(client) = client {
-                request.extensions_mut().insert(client);
+                request.extensions_mut().insert(Client(client));
             }
             let uri = without_prefix(request.uri(), &self.path_prefix);
             if let Some(uri) = uri {
                 *request.uri_mut() = uri;
             }
-            answer(router.clone(), request.map(Body::new))
+            answer(router.clone(), client, request.map(Body::new))
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_DEADLINE)
             .max_buf_size(HEAD_BYTES_MAX)
+            .keep_alive(!self.is_shared)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         let mut connection = pin!(connection);
@@ -146,7 +163,7 @@ impl Door {
             tokio::select! {
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
-                        tracing::debug!(%error, ?client, "operator connection broke");
+                        tracing::debug!(%error, ?peer, "operator connection broke");
                     }
                     return;
                 }
@@ -162,9 +179,15 @@ impl Door {
 
 async fn answer(
     router: TowerToHyperService<Router>,
+    client: Option<IpAddr>,
     request: Request<Body>,
 ) -> Result<Response<Body>, Infallible> {
-    hyper::service::Service::call(&router, request).await
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = hyper::service::Service::call(&router, request).await?;
+    let status = response.status().as_u16();
+    let client = client.map(tracing::field::display);
+    tracing::debug!(client, %method, path, status, "operator request");
+    Ok(response)
 }
 
 async fn accept(
@@ -185,7 +208,7 @@ fn is_peer_allowed(stream: &UnixStream) -> bool {
 }
 
 /// Reads the PROXY header and not a byte more.
-async fn client_address(stream: &mut UnixStream) -> Option<SocketAddr> {
+async fn client_address(stream: &mut UnixStream) -> Option<IpAddr> {
     let mut header = [0; HEADER_BYTES_MAX];
     stream
         .read_exact(header.get_mut(..PREFIX_BYTES)?)
@@ -201,8 +224,10 @@ async fn client_address(stream: &mut UnixStream) -> Option<SocketAddr> {
         .read_exact(header.get_mut(PREFIX_BYTES..bytes)?)
         .await
         .ok()?;
-    let (address, _) = proxy_header::decode(header.get(..bytes)?).ok()??;
-    Some(address)
+    match proxy_header::decode(header.get(..bytes)?).ok()??.origin {
+        Origin::Client { source, .. } => Some(source.ip()),
+        Origin::Peer => None,
+    }
 }
 
 /// The same URI with `prefix` taken off its path, when it is there.
@@ -254,11 +279,11 @@ mod tests {
     #[tokio::test]
     async fn the_client_s_address_is_read_and_nothing_more() {
         let (mut worker, mut control) = UnixStream::pair().unwrap();
-        let client: SocketAddr = "192.0.2.7:51000".parse().unwrap();
+        let client: std::net::SocketAddr = "192.0.2.7:51000".parse().unwrap();
         let mut bytes = proxy_header::encode(client, "198.51.100.1:8080".parse().unwrap());
         bytes.extend_from_slice(b"GET /");
         worker.write_all(&bytes).await.unwrap();
-        assert_eq!(client_address(&mut control).await, Some(client));
+        assert_eq!(client_address(&mut control).await, Some(client.ip()));
         let mut rest = [0; 5];
         control.read_exact(&mut rest).await.unwrap();
         assert_eq!(&rest, b"GET /");

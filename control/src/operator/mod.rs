@@ -30,6 +30,7 @@ mod tests;
 use std::sync::Arc;
 
 use fleet_protocol::config::Config;
+use fleet_protocol::trusted_proxies::TrustedProxies;
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex, watch};
 
@@ -70,7 +71,11 @@ pub(crate) async fn serve(
     deps: Deps,
     drain: watch::Receiver<bool>,
 ) {
-    let path_prefix = deps.config.server.path_prefix();
+    let server = &deps.config.server;
+    let path_prefix = server.path_prefix();
+    // The supervisor has validated it; what it cannot read believes nobody.
+    let trusted_proxies: TrustedProxies = server.trusted_proxies.parse().unwrap_or_default();
+    let is_shared = !server.tls || trusted_proxies != TrustedProxies::Nobody;
     let office = Arc::new(Office {
         deps,
         turn: Mutex::new(()),
@@ -79,11 +84,15 @@ pub(crate) async fn serve(
         side: Side::Tunnel,
         router: routes::remote(Arc::clone(&office)),
         path_prefix,
+        trusted_proxies,
+        is_shared,
     };
     let local = Door {
         side: Side::Operator,
         router: routes::local(office),
         path_prefix: String::new(),
+        trusted_proxies: TrustedProxies::Nobody,
+        is_shared: false,
     };
     tokio::join!(
         remote.serve(tunnel, drain.clone()),

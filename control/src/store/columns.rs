@@ -56,6 +56,7 @@ columns! {
     distributed_interval: int,
     config_refresh: int,
     logger_tls_period: int,
+    public_ip: text,
 }
 
 /// Columns of `host_details` that are not in [`NAMES`], before and after them.

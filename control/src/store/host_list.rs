@@ -94,6 +94,7 @@ impl Store {
                 "d.hardware_uuid",
                 "d.hardware_serial",
                 "d.primary_ip",
+                "d.public_ip",
             ];
             let any = columns.map(|column| format!("LOWER({column}) LIKE ? ESCAPE '!'"));
             conditions.push(format!("({})", any.join(" OR ")));

@@ -13,7 +13,10 @@ use super::session::{Attempts, Session};
 use super::{Store, now};
 
 /// In order.
-const MIGRATIONS: [(i64, &str); 1] = [(1, include_str!("../../migrations/0001_start.sql"))];
+const MIGRATIONS: [(i64, &str); 2] = [
+    (1, include_str!("../../migrations/0001_start.sql")),
+    (2, include_str!("../../migrations/0002_public_ip.sql")),
+];
 
 /// A statement on a large table takes its time.
 const STATEMENT_DEADLINE: Duration = Duration::from_secs(4 * 3600);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::networks::{self, Networks};
 use crate::secret::Secret;
 
 /// Declares a section: struct, defaults and help from one list.
@@ -39,11 +40,11 @@ section! {
         /// Addresses to serve on, separated by commas: IP:port, a range such as 192.0.2.10-192.0.2.19:8080, or a network such as 192.0.2.0/28:8080.
         #[serde(alias = "addresses")]
         address: Vec<String> = vec!["0.0.0.0:8080".into()];
-        /// Addresses of server.address (IP:port, ranges and networks too, or `all`) on which each connection begins with a PROXY v2 header. Elsewhere such a header is refused.
+        /// Addresses of server.address (IP:port, ranges and networks too, or `all`) on which each connection must begin with a PROXY v2 header. Elsewhere such a header is refused.
         proxy_protocol: Vec<String> = Vec::new();
-        /// Networks of the balancers that may send PROXY headers; connections to server.proxy_protocol from elsewhere are refused.
+        /// Networks of the balancers that may send PROXY headers, such as 10.0.0.0/8; connections to server.proxy_protocol from elsewhere are refused.
         proxy_protocol_networks: Vec<String> = Vec::new();
-        /// Whose forwarding headers are believed about a client's address: networks separated by commas, the name of one header, or a number of hops in X-Forwarded-For; empty: nobody's.
+        /// Whose headers are believed about a client's address: networks of balancers, separated by commas (True-Client-IP, X-Real-IP, X-Forwarded-For); or the name of one header, or the number of proxies that add to X-Forwarded-For, either of which is then believed from anyone who can connect; empty or `none`: nobody's.
         trusted_proxies: String = String::new();
         /// Certificate chain, PEM; empty: a self-signed ECDSA P-256 certificate is made in the state directory.
         cert: PathBuf = PathBuf::new();
@@ -55,8 +56,11 @@ section! {
         tls_compatibility: TlsCompatibility = TlsCompatibility::Intermediate;
         /// Prefix in front of every path, such as /fleet; empty for none.
         url_prefix: String = String::new();
-        /// Keep connections of clients that ask for reuse; osquery never does.
+        /// Keep connections of clients that ask for reuse, and of balancers unless they decline it; osquery never asks.
         keepalive: bool = true;
+        /// A connection kept for reuse is closed when it has been idle for this long; longer than the balancer keeps its own (60s is usual, Google Cloud's 600s), or requests get lost in between.
+        #[serde(with = "super::keys::span")]
+        keepalive_idle: Duration = Duration::from_secs(75);
         /// Open connections per worker; beyond it the worker accepts no more until some close.
         connections_per_worker_max: u32 = 15_000;
         /// Listen backlog of each socket.
@@ -335,6 +339,11 @@ impl Server {
         } else {
             format!("/{prefix}")
         }
+    }
+
+    /// Who may send PROXY headers.
+    pub fn balancers(&self) -> Result<Networks, networks::Error> {
+        Networks::parse(self.proxy_protocol_networks.iter().map(String::as_str))
     }
 }
 

@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::Config;
 use crate::address_list;
+use crate::proxied::Proxied;
+use crate::trusted_proxies::TrustedProxies;
 
 /// One thing that is wrong; a sentence that names the option and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +28,7 @@ impl Config {
             }
         };
         self.validate_gateway(&mut check);
+        self.validate_balancers(&mut check);
         self.validate_stores(&mut check);
         self.validate_agents(&mut check);
         problems
@@ -101,6 +104,31 @@ impl Config {
         check(
             self.addresses.dns.name.is_empty() || wildcards.len() < addresses.len(),
             "addresses.dns.name: there is nothing to answer with; name the addresses in server.address instead of 0.0.0.0 or [::]",
+        );
+    }
+
+    fn validate_balancers(&self, check: &mut impl FnMut(bool, &str)) {
+        let server = &self.server;
+        // Addresses that are wrong themselves are told of above.
+        let has_addresses = address_list::sockets(&server.address).is_ok();
+        match Proxied::of(server) {
+            Err(error) if has_addresses => check(false, &format!("server.proxy_protocol: {error}")),
+            _ => {}
+        }
+        match server.balancers() {
+            Ok(networks) => check(
+                server.proxy_protocol.is_empty() || !networks.is_empty(),
+                "server.proxy_protocol_networks: list the balancers' networks, such as 10.0.0.0/8; a PROXY header is \
+                 taken from nobody else",
+            ),
+            Err(error) => check(false, &format!("server.proxy_protocol_networks: {error}")),
+        }
+        if let Err(error) = server.trusted_proxies.parse::<TrustedProxies>() {
+            check(false, &format!("server.trusted_proxies: {error}"));
+        }
+        check(
+            (1..=3600).contains(&server.keepalive_idle.as_secs()),
+            "server.keepalive_idle: must be 1s to 1h",
         );
     }
 
@@ -200,6 +228,46 @@ mod tests {
         assert!(text.contains("addresses.dns.name"), "{text}");
         let text = problem(|config| config.server.address = vec!["10.0.0.0/19:8080".into()]);
         assert!(text.contains("more than 1024"), "{text}");
+    }
+
+    #[test]
+    fn what_balancers_may_say_is_checked() {
+        let problems = |change: fn(&mut super::super::Server)| {
+            let mut config = Config::default();
+            change(&mut config.server);
+            let problems = config.validate();
+            problems.iter().map(ToString::to_string).collect::<String>()
+        };
+        let networks = |server: &mut super::super::Server| {
+            server.proxy_protocol_networks = vec!["10.0.0.0/8".into()];
+        };
+        assert_eq!(problems(networks), "");
+        let texts = [
+            problems(|server| server.proxy_protocol = vec!["all".into()]),
+            problems(|server| {
+                server.proxy_protocol = vec!["192.0.2.1:8080".into()];
+                server.proxy_protocol_networks = vec!["10.0.0.0/8".into()];
+            }),
+            problems(|server| server.proxy_protocol_networks = vec!["lb".into()]),
+            problems(|server| server.trusted_proxies = "0".into()),
+            problems(|server| server.keepalive_idle = std::time::Duration::ZERO),
+        ];
+        for (text, expected) in texts.iter().zip([
+            "server.proxy_protocol_networks: list the balancers' networks",
+            "server.proxy_protocol: 192.0.2.1:8080 is not in server.address",
+            "server.proxy_protocol_networks: \"lb\" is not a network",
+            "server.trusted_proxies: \"0\" is neither",
+            "server.keepalive_idle: must be",
+        ]) {
+            assert!(text.starts_with(expected), "{text}");
+        }
+        // A wrong address is told of once.
+        let twice = problems(|server| {
+            server.address = vec!["nonsense".into()];
+            server.proxy_protocol = vec!["nonsense".into()];
+            server.proxy_protocol_networks = vec!["::1".into()];
+        });
+        assert_eq!(twice.matches("nonsense").count(), 1, "{twice}");
     }
 
     #[test]

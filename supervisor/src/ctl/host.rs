@@ -48,11 +48,8 @@ pub(super) fn render(host: &Value, now: SystemTime) -> String {
         );
     }
     let mac = text(host, "primary_mac");
-    let enrolled_from = labelled("enrolled from ", &text(host, "public_ip"));
-    lines.add(
-        "address",
-        &[&text(host, "primary_ip"), &mac, &enrolled_from],
-    );
+    let heard_from = labelled("heard from ", &text(host, "public_ip"));
+    lines.add("address", &[&text(host, "primary_ip"), &mac, &heard_from]);
     if number("uptime") > 0 {
         lines.add("uptime", &[&span(number("uptime") / 1_000_000_000)]);
     }

@@ -199,6 +199,7 @@ pub(super) async fn details_are_merged(bed: &Bed) {
     let hosts = enroll_many(store, 70).await;
     let columns = |uptime| HostColumns {
         uptime: Some(uptime),
+        public_ip: Some("2001:db8::7".into()),
         ..HostColumns::default()
     };
     let batch: Vec<_> = hosts
@@ -235,6 +236,7 @@ pub(super) async fn details_are_merged(bed: &Bed) {
         json!({"a": [{"b": "1"}], "e": []})
     );
     assert_eq!(found.row.columns.uptime, Some(5));
+    assert_eq!(found.row.columns.public_ip.as_deref(), Some("2001:db8::7"));
     assert_eq!(found.row.columns.platform.as_deref(), Some("ubuntu"));
     assert_eq!(found.row.detail_updated_at, UnixSeconds(2001));
     assert!(!found.row.refetch_requested);
@@ -546,6 +548,7 @@ pub(super) async fn hosts_are_listed(bed: &Bed) {
     let row = &store.host_list(&HostFilter::default()).await.unwrap()[0];
     assert_eq!(row.seen_at, UnixSeconds(now));
     assert_eq!(row.address, "192.0.2.1");
+    assert_eq!(row.columns.public_ip, None, "nobody has told another");
     assert_eq!(
         row.status(row.seen_at, UnixSeconds(now)),
         HostStatus::Online
