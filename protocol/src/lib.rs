@@ -25,3 +25,4 @@ pub mod secret;
 pub mod slot;
 pub mod stats;
 pub mod trusted_proxies;
+pub mod weight;

@@ -12,13 +12,27 @@ pub(crate) struct Owner {
     pub(crate) program: String,
 }
 
+/// State of a TCP socket that listens, as the kernel's tables show it.
+const LISTENING: &str = "0A";
+/// State of a UDP socket that is bound.
+const BOUND: &str = "07";
+
 /// Finds the process that listens on `address` or on a wildcard that covers it.
 pub(crate) fn find(address: SocketAddr) -> Option<Owner> {
-    let sockets: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
+    find_in(["/proc/net/tcp", "/proc/net/tcp6"], LISTENING, address)
+}
+
+/// The same for UDP.
+pub(crate) fn find_udp(address: SocketAddr) -> Option<Owner> {
+    find_in(["/proc/net/udp", "/proc/net/udp6"], BOUND, address)
+}
+
+fn find_in(tables: [&str; 2], state: &str, address: SocketAddr) -> Option<Owner> {
+    let sockets: Vec<String> = tables
         .into_iter()
         .filter_map(|table| fs::read_to_string(table).ok())
         .flat_map(|table| {
-            let listeners = table.lines().filter_map(parse_listener);
+            let listeners = table.lines().filter_map(|line| parse_listener(line, state));
             listeners
                 .filter(|(listener, _)| collides(*listener, address))
                 .map(|(_, inode)| format!("socket:[{inode}]"))
@@ -58,13 +72,13 @@ fn program(pid: u32) -> String {
     shown.chars().take(60).collect()
 }
 
-/// Address and inode of a line whose state is LISTEN.
-fn parse_listener(line: &str) -> Option<(SocketAddr, u64)> {
+/// Address and inode of a line with that state.
+fn parse_listener(line: &str, wanted: &str) -> Option<(SocketAddr, u64)> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let local = fields.next()?;
     let state = fields.nth(1)?;
     let inode = fields.nth(5)?.parse().ok()?;
-    if state != "0A" {
+    if state != wanted {
         return None;
     }
     let (ip, port) = local.split_once(':')?;
@@ -114,6 +128,13 @@ mod tests {
     }
 
     #[test]
+    fn our_own_datagram_sockets_are_found() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let owner = find_udp(socket.local_addr().unwrap()).unwrap();
+        assert_eq!(owner.pid, std::process::id());
+    }
+
+    #[test]
     fn nonsense_is_no_listener() {
         for line in [
             "",
@@ -121,7 +142,7 @@ mod tests {
             "0: XX:1 0 0A",
             "0: 0100007F:1F90 00000000:0000 01",
         ] {
-            assert_eq!(parse_listener(line), None);
+            assert_eq!(parse_listener(line, LISTENING), None);
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::exit::Failure;
 use crate::local_listener::LocalListeners;
 use crate::place::Role;
 use crate::settings::Settings;
+use crate::spread::Spread;
 use crate::state_dir::{self, StateDir};
 
 /// Reads the configuration again from where it came from.
@@ -33,6 +34,8 @@ pub(crate) struct Setup {
     pub(crate) addresses: Addresses,
     /// Local sockets.
     pub(crate) local: LocalListeners,
+    /// What tells the world where agents may go; taken once it is at work.
+    pub(crate) spread: Option<Spread>,
     /// None without TLS.
     pub(crate) tls: Option<TlsIdentity>,
     /// For a store that holds none.
@@ -81,7 +84,7 @@ impl Setup {
                     operator_fd,
                     state_dir: self.state.path().to_owned(),
                     first_enroll_secret: self.enroll_secret.clone(),
-                    config: with_password(&self.config)?,
+                    config: self.control_config()?,
                 }))
             }
         };
@@ -102,6 +105,13 @@ impl Setup {
         let lines = self.urls().join("\n") + "\n";
         state_dir::write_private(&path, lines.as_bytes())
             .map_err(|error| Failure::fatal(format!("cannot write {}: {error}", path.display())))
+    }
+
+    /// With the password, and with what the workers really hold, from which the gateway's weight follows.
+    fn control_config(&self) -> anyhow::Result<Config> {
+        let mut config = with_password(&self.config)?;
+        config.server.connections_per_worker_max = self.connections_per_worker;
+        Ok(config)
     }
 
     /// Workers speak with strangers, so they get no password.

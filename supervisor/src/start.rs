@@ -19,7 +19,8 @@ use crate::settings::Settings;
 use crate::setup::{ADDRESSES_FILE, Reread, Setup};
 use crate::state_dir::StateDir;
 use crate::{
-    banner, claiming, descriptors, enroll_secret, log, machine, state_dir, supervisor, sys, wanted,
+    banner, claiming, descriptors, enroll_secret, log, machine, spread, state_dir, supervisor, sys,
+    wanted,
 };
 
 /// Addresses in a certificate of ours: each handshake carries them all.
@@ -102,6 +103,7 @@ fn set_up(
     let connections_per_worker = fitting_connections(&config, wanted.len());
     let addresses = Addresses::open(&config, wanted, workers, claimed)?;
     let local = LocalListeners::bind(&state)?;
+    let spread = spread::open(&config, &addresses.wanted(), connections_per_worker)?;
     if let Some(identity) = &identity {
         report(identity, &config, &bound);
     }
@@ -127,6 +129,7 @@ fn set_up(
         state,
         addresses,
         local,
+        spread: Some(spread),
     };
     let banner = introduce(&setup, identity.as_ref(), &target)?;
     setup.banner = (!setup.config.logging.disable_banner).then_some(banner);

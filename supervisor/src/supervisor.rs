@@ -4,6 +4,7 @@
 //! [`crate::slot::Slot`]; this file carries it out.
 
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fleet_protocol::admin::{Reloaded, Reply, Request, Status};
@@ -12,7 +13,7 @@ use fleet_protocol::limits::{DRAIN_DEADLINE, STATS_INTERVAL};
 use fleet_protocol::slot::{FromChild, Gateway, SlotState, ToChild};
 use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use crate::admin::{self, Ask};
@@ -61,6 +62,9 @@ pub(crate) async fn run(setup: Setup, claims: Claims) -> Result<(), Failure> {
     let (claimed_sender, mut claimed) = mpsc::channel(CLAIMS_MAX);
     let claiming = Claiming::start(claims, claimed_sender);
     let mut supervisor = Supervisor::new(setup, launcher, claiming, heard_sender);
+    if let Some(spread) = supervisor.setup.spread.take() {
+        spread.run(&supervisor.gateway.subscribe());
+    }
     loop {
         supervisor.turn();
         if supervisor.is_over() {
@@ -107,6 +111,10 @@ struct Supervisor {
     workers_from: Duration,
     banner: Option<String>,
     failure: Option<Failure>,
+    /// The last word on slots and addresses, for those who spread agents.
+    gateway: watch::Sender<Arc<Gateway>>,
+    /// They have not heard of a change yet.
+    is_changed: bool,
 }
 
 impl Supervisor {
@@ -130,6 +138,8 @@ impl Supervisor {
             signals: 0,
             workers_from: CONTROL_FIRST,
             failure: None,
+            gateway: watch::Sender::default(),
+            is_changed: false,
         }
     }
 
@@ -170,6 +180,9 @@ impl Supervisor {
         if (is_settled || now >= BANNER_BY) && self.phase == Phase::Serving {
             self.print_banner(is_settled);
         }
+        if std::mem::take(&mut self.is_changed) {
+            self.publish();
+        }
     }
 
     fn print_banner(&mut self, is_settled: bool) {
@@ -202,7 +215,10 @@ impl Supervisor {
                 return;
             };
             let name = place.role.name();
-            match place.slot.step(event, now, fastrand::f64()) {
+            let was = place.slot.state();
+            let action = place.slot.step(event, now, fastrand::f64());
+            self.is_changed |= place.slot.state() != was;
+            match action {
                 Action::None | Action::Drain => {}
                 Action::Launch => next = Some(self.launch(index)),
                 Action::Kill => {
@@ -358,6 +374,7 @@ impl Supervisor {
         let (added, withdrawn) = self.setup.addresses.want(&self.setup.config, wanted, now);
         tracing::info!(?added, ?withdrawn, "reloaded");
         self.tend_addresses();
+        self.publish();
         self.setup.write_addresses()?;
         Ok(Reloaded {
             added,
@@ -397,6 +414,7 @@ impl Supervisor {
         let now = self.now();
         self.setup.addresses.hear_claim(claim, refusal, now);
         self.tend_addresses();
+        self.publish();
     }
 
     fn update_listeners(&mut self) {
@@ -462,6 +480,7 @@ impl Supervisor {
                 place.tell(ToChild::Drain { deadline_ms });
             }
         }
+        self.is_changed = true;
     }
 
     fn tick(&mut self) {
@@ -472,13 +491,20 @@ impl Supervisor {
         self.tend_addresses();
         let reports = self.places.iter().map(Place::report);
         self.setup.addresses.count(reports, now);
-        let gateway = Box::new(self.gateway());
+        let gateway = self.publish();
         if let Some(control) = self.places.first()
             && matches!(control.slot.state(), SlotState::Ready | SlotState::Draining)
         {
             // A control process that does not read is told again in a second.
-            control.tell(ToChild::Gateway(gateway));
+            control.tell(ToChild::Gateway(Box::new(gateway)));
         }
+    }
+
+    /// Tells those who spread agents, and gives what it told.
+    fn publish(&self) -> Gateway {
+        let gateway = self.gateway();
+        self.gateway.send_replace(Arc::new(gateway.clone()));
+        gateway
     }
 
     fn gateway(&self) -> Gateway {

@@ -85,6 +85,8 @@ section! {
         name: String = String::new();
         /// Addresses to answer on, UDP and TCP; empty: port 53 of each address in server.address.
         listen: Vec<String> = Vec::new();
+        /// Names to which the parent zone delegates that name, such as gw1.example.com, separated by commas; told to those who ask for NS records.
+        nameservers: Vec<String> = Vec::new();
         /// How long resolvers may remember an answer.
         #[serde(with = "super::keys::span")]
         ttl: Duration = Duration::from_secs(10);

@@ -29,6 +29,7 @@ impl Config {
         };
         self.validate_gateway(&mut check);
         self.validate_balancers(&mut check);
+        self.validate_spreading(&mut check);
         self.validate_stores(&mut check);
         self.validate_agents(&mut check);
         problems
@@ -132,6 +133,53 @@ impl Config {
         );
     }
 
+    fn validate_spreading(&self, check: &mut impl FnMut(bool, &str)) {
+        let dns = &self.addresses.dns;
+        check(
+            dns.name.is_empty() || is_domain_name(&dns.name),
+            &format!(
+                "addresses.dns.name: {:?} is not a name such as fleet.example.com",
+                dns.name
+            ),
+        );
+        for name in dns.nameservers.iter().filter(|name| !is_domain_name(name)) {
+            check(
+                false,
+                &format!(
+                    "addresses.dns.nameservers: {name:?} is not a name such as gw1.example.com"
+                ),
+            );
+        }
+        let name = dns.name.trim_end_matches('.').to_ascii_lowercase();
+        let below = format!(".{name}");
+        let is_below = |other: &String| {
+            let other = other.trim_end_matches('.').to_ascii_lowercase();
+            !name.is_empty() && (other == name || other.ends_with(&below))
+        };
+        if let Some(name) = dns.nameservers.iter().find(|name| is_below(name)) {
+            check(
+                false,
+                &format!(
+                    "addresses.dns.nameservers: {name} must lie outside addresses.dns.name, whose records are made here"
+                ),
+            );
+        }
+        if let Err(error) = address_list::sockets(&dns.listen) {
+            check(false, &format!("addresses.dns.listen: {error}"));
+        }
+        check(
+            (1..=3600).contains(&dns.ttl.as_secs()),
+            "addresses.dns.ttl: must be 1s to 1h",
+        );
+        let agent_check = &self.addresses.agent_check.listen;
+        check(
+            agent_check.is_empty() || agent_check.parse::<SocketAddr>().is_ok(),
+            &format!(
+                "addresses.agent_check.listen: {agent_check:?} is not IP:port, such as 0.0.0.0:9707"
+            ),
+        );
+    }
+
     fn validate_stores(&self, check: &mut impl FnMut(bool, &str)) {
         check(
             self.mysql.address.is_empty() || self.mysql.max_open_conns >= 2,
@@ -184,6 +232,20 @@ impl Config {
             "osquery.max_log_write_body_size and max_distributed_write_body_size: at most 32 MiB",
         );
     }
+}
+
+/// Whether resolvers take it as a host's name, with or without the dot at its end.
+fn is_domain_name(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 #[cfg(test)]
@@ -268,6 +330,42 @@ mod tests {
             server.proxy_protocol_networks = vec!["::1".into()];
         });
         assert_eq!(twice.matches("nonsense").count(), 1, "{twice}");
+    }
+
+    #[test]
+    fn what_spreads_is_checked() {
+        let mut config = Config::default();
+        config.server.address = vec!["192.0.2.1:8080".into()];
+        config.addresses.dns.name = "fleet.example.com.".into();
+        config.addresses.dns.nameservers = vec!["gw1.example.com".into()];
+        config.addresses.dns.listen = vec!["192.0.2.1:53".into(), "[2001:db8::1]:53".into()];
+        config.addresses.agent_check.listen = "[::]:9707".into();
+        assert_eq!(config.validate(), []);
+        let too_long = vec!["a".repeat(63); 4].join(".");
+        for name in [
+            "fleet..example",
+            ".",
+            "-a.example",
+            "a b",
+            "ü.example",
+            &too_long,
+        ] {
+            config.addresses.dns.name = name.into();
+            let problems = config.validate();
+            assert_eq!(problems.len(), 1, "{name}");
+            assert!(problems[0].0.contains("addresses.dns.name"), "{name}");
+        }
+        config.addresses.dns.name = "fleet.example.com".into();
+        for name in ["gw1.Fleet.example.com.", "fleet.example.com"] {
+            config.addresses.dns.nameservers = vec![name.into()];
+            assert_eq!(config.validate().len(), 1, "{name}");
+        }
+        config.addresses.dns.name = "a b".into();
+        config.addresses.dns.nameservers = vec!["https://gw1".into()];
+        config.addresses.dns.listen = vec!["192.0.2.1".into()];
+        config.addresses.dns.ttl = std::time::Duration::ZERO;
+        config.addresses.agent_check.listen = "9707".into();
+        assert_eq!(config.validate().len(), 5);
     }
 
     #[test]

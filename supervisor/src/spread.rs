@@ -1,0 +1,139 @@
+//! What tells the world where agents may go: the DNS responder and HAProxy's agent-check.
+//!
+//! Their sockets are bound before the first child starts, so that one that cannot be had is said at once; their tasks
+//! read the supervisor's last word on the gateway and never hold up its loop.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+
+use fleet_protocol::config::Config;
+use fleet_protocol::slot::Gateway;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::sync::watch;
+
+use crate::exit::Failure;
+use crate::{agent_check, dns, machine, port_owner};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// Everything, bound and not yet at work.
+#[derive(Debug)]
+pub(crate) struct Spread {
+    dns: Option<dns::Responder>,
+    agent_check: Option<agent_check::AgentCheck>,
+}
+
+/// Binds what the configuration asks for. `addresses` is where agents connect, `connections_per_worker` what each worker
+/// holds.
+pub(crate) fn open(
+    config: &Config,
+    addresses: &[SocketAddr],
+    connections_per_worker: u32,
+) -> Result<Spread, Failure> {
+    let agent_check = agent_check::open(&config.addresses.agent_check, connections_per_worker)?;
+    Ok(Spread {
+        dns: dns::open(&config.addresses.dns, addresses)?,
+        agent_check,
+    })
+}
+
+impl Spread {
+    /// Starts the tasks; they end with the runtime, hence after the drain. Must be called within a runtime.
+    pub(crate) fn run(self, gateway: &watch::Receiver<Arc<Gateway>>) {
+        if let Some(responder) = self.dns {
+            responder.run(gateway);
+        }
+        if let Some(agent_check) = self.agent_check {
+            agent_check.run(gateway.clone());
+        }
+    }
+}
+
+/// The addresses with each wildcard replaced by this machine's own.
+pub(crate) fn expand(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let own = machine::addresses();
+    let mut all: Vec<SocketAddr> = Vec::new();
+    for address in addresses {
+        let ip = address.ip();
+        let same_family = own.iter().filter(|own| own.is_ipv4() == ip.is_ipv4());
+        let stands_for = if ip.is_unspecified() {
+            same_family.copied().collect()
+        } else {
+            vec![ip]
+        };
+        for ip in stands_for {
+            let address = SocketAddr::new(ip, address.port());
+            if !all.contains(&address) {
+                all.push(address);
+            }
+        }
+    }
+    all
+}
+
+/// A listener for the option's purpose.
+pub(crate) fn bind_tcp(address: SocketAddr, option: &str) -> Result<TcpListener, Failure> {
+    let bound = bind(address, Type::STREAM, Protocol::TCP).and_then(|socket| {
+        socket.listen(BACKLOG)?;
+        Ok(socket)
+    });
+    match bound {
+        Ok(socket) => Ok(socket.into()),
+        Err(error) => {
+            let owner = port_owner::find(address);
+            Err(refusal(address, "TCP", option, &error, owner))
+        }
+    }
+}
+
+/// A datagram socket for the option's purpose.
+pub(crate) fn bind_udp(address: SocketAddr, option: &str) -> Result<UdpSocket, Failure> {
+    match bind(address, Type::DGRAM, Protocol::UDP) {
+        Ok(socket) => Ok(socket.into()),
+        Err(error) => {
+            let owner = port_owner::find_udp(address);
+            Err(refusal(address, "UDP", option, &error, owner))
+        }
+    }
+}
+
+fn bind(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if kind == Type::STREAM {
+        // Connections of an earlier run that are still closing do not hold the port.
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&SockAddr::from(address))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn refusal(
+    address: SocketAddr,
+    protocol: &str,
+    option: &str,
+    error: &io::Error,
+    owner: Option<port_owner::Owner>,
+) -> Failure {
+    let reason = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let owner = owner.map_or("another program".into(), |owner| {
+                format!("pid {} ({})", owner.pid, owner.program)
+            });
+            format!("taken by {owner}; stop it, or choose another {option}")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("not an address of this machine; choose another {option}")
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "not permitted; ports below 1024 need root or CAP_NET_BIND_SERVICE, or choose another {option}"
+        ),
+        _ => error.to_string(),
+    };
+    Failure::fatal(format!("cannot listen on {address} ({protocol}): {reason}"))
+}
