@@ -207,7 +207,7 @@ impl Assembly {
         ));
         let server = Server::new(Arc::clone(&dispatch), boot);
         let sources = Sources {
-            gateway,
+            gateway: gateway.clone(),
             store: Arc::clone(&parts.store),
             bus: Arc::clone(&parts.bus),
             agents: Arc::clone(&parts.agents),
@@ -223,6 +223,7 @@ impl Assembly {
             agents: Arc::clone(&parts.agents),
             journal: Arc::clone(&parts.journal),
             carves: Arc::clone(&parts.carves),
+            gateway,
             metrics: Arc::new(move || metrics::render(&sources)),
         };
         let (drain, drains) = watch::channel(false);

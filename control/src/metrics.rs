@@ -4,6 +4,7 @@
 //! come from enums, slot numbers and statement names only, so that no request can make a new series. Counters of a
 //! worker begin at zero with each of its lives, hence the slot label on all of them.
 
+mod addresses;
 mod control;
 mod storage;
 mod text;

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use fleet_protocol::address::{AddressState, AddressView};
 use fleet_protocol::config::Config;
 use fleet_protocol::ids::SlotIndex;
 use fleet_protocol::slot::{SlotState, SlotView};
@@ -61,6 +62,18 @@ fn gateway() -> Gateway {
             stats,
         }],
         control_restarts: 1,
+        addresses: vec![AddressView {
+            address: "[2001:db8::1]:8080".parse().unwrap(),
+            state: AddressState::Degraded,
+            reason: "gone".into(),
+            is_claimed: false,
+            is_proxied: false,
+            open: 5,
+            accepted: 77,
+            accepts_per_s: 0.5,
+            refused: 3,
+            share: 1.0,
+        }],
         ..Gateway::default()
     }
 }
@@ -85,6 +98,12 @@ async fn slots_show_with_units_and_cumulative_buckets() {
         r#"fleet_worker_batch_requests_bucket{le="4.0",slot="7",kind="log"} 1"#,
         r#"fleet_control_journal_healthy{log_type="result"} 1"#,
         r#"fleet_control_hosts{status="online"} 0"#,
+        r#"fleet_gateway_address_open_connections{address="[2001:db8::1]:8080"} 5"#,
+        r#"fleet_gateway_address_accepted_total{address="[2001:db8::1]:8080"} 77"#,
+        r#"fleet_gateway_address_refused_total{address="[2001:db8::1]:8080"} 3"#,
+        r#"fleet_gateway_address_state{address="[2001:db8::1]:8080",state="degraded"} 1"#,
+        r#"fleet_gateway_address_state{address="[2001:db8::1]:8080",state="serving"} 0"#,
+        "fleet_gateway_draining 0",
         "fleet_control_enrolled_hosts 0",
     ] {
         assert!(

@@ -11,6 +11,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 
+use super::addresses;
 use super::text::{Name, Page};
 
 #[derive(Debug)]
@@ -29,6 +30,7 @@ impl Collector for Workers {
             .map(|view| (view.slot.to_string(), view))
             .collect();
         self.gateway(page, &slots)?;
+        addresses::write(page, &self.0)?;
         gauges(page, &slots)?;
         connections(page, &slots)?;
         exchanges(page, &slots)?;

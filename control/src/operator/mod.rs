@@ -6,6 +6,7 @@
 //! changed unless all of a request is right.
 
 mod access;
+mod addresses;
 mod agent_options;
 mod apply;
 mod carves;
@@ -30,6 +31,7 @@ mod tests;
 use std::sync::Arc;
 
 use fleet_protocol::config::Config;
+use fleet_protocol::slot::Gateway;
 use fleet_protocol::trusted_proxies::TrustedProxies;
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex, watch};
@@ -53,6 +55,8 @@ pub(crate) struct Deps {
     pub(crate) agents: Arc<Agents>,
     pub(crate) journal: Arc<Journal>,
     pub(crate) carves: Arc<Carves>,
+    /// Last word of the supervisor.
+    pub(crate) gateway: watch::Receiver<Gateway>,
     /// Text of `/metrics`, made anew each time.
     pub(crate) metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }

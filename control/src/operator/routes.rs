@@ -10,7 +10,7 @@ use axum::routing::{any, delete, get, post};
 
 use super::access::{self, Access};
 use super::fault::Fault;
-use super::{BODY_BYTES_MAX, Office, apply, carves, health, hosts, specs, version};
+use super::{BODY_BYTES_MAX, Office, addresses, apply, carves, health, hosts, specs, version};
 
 /// Versions of Fleet's API that clients ask for; all are the same here.
 const API: [&str; 3] = ["/api/latest/fleet", "/api/v1/fleet", "/api/2022-04/fleet"];
@@ -74,6 +74,7 @@ fn api() -> Router<Arc<Office>> {
         )
         .route("/carves", get(carves::list))
         .route("/carves/{id}", get(carves::show))
+        .route("/gateway/addresses", get(addresses::list))
         .method_not_allowed_fallback(async || Fault::no_such_method())
 }
 

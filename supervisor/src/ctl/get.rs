@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::client::{Client, encoded};
 use super::table::{Column, age, bytes, render, text};
-use super::{API, Failure, Output, document, host, yaml};
+use super::{API, Failure, Output, address, document, host, yaml};
 
 /// Members of specs that say what the server knows, not what an operator wants.
 const NOT_SPEC: [&str; 2] = ["id", "host_count"];
@@ -72,6 +72,8 @@ enum What {
     EnrollSecret,
     /// Carves: files that hosts have uploaded.
     Carves,
+    /// Addresses that agents may connect to, with their load.
+    Addresses,
 }
 
 #[derive(Debug, clap::Args)]
@@ -134,6 +136,7 @@ impl Get {
             }
             What::EnrollSecret => enroll_secret(client, form, now).await,
             What::Carves => carves(client, form, now).await,
+            What::Addresses => addresses(client, form).await,
         }
     }
 }
@@ -389,6 +392,14 @@ async fn enroll_secret(client: &Client, form: Form, now: SystemTime) -> Result<O
     let row = |secret: &Value| vec![text(secret, "secret"), age(secret.get("created_at"), now)];
     let rows = items(&spec, "secrets").iter().map(row).collect();
     Ok(Output::of(render(&columns, rows)))
+}
+
+async fn addresses(client: &Client, form: Form) -> Result<Output, Failure> {
+    let body = client.get(&format!("{API}/gateway/addresses")).await?;
+    Ok(Output::of(match form {
+        Form::People => address::render_list(&body),
+        _ => print(form, vec![document::wrap("addresses", body)]),
+    }))
 }
 
 async fn carves(client: &Client, form: Form, now: SystemTime) -> Result<Output, Failure> {

@@ -2,6 +2,7 @@
 //!
 //! Keeps no state. What it prints as YAML or JSON, `ctl apply` takes back unchanged.
 
+mod address;
 mod apply;
 mod client;
 mod delete;
@@ -39,7 +40,7 @@ enum Command {
     /// Apply documents from files: YAML or JSON of the kinds query, pack, label, config, enroll_secret, options, and
     /// osquery pack files (*.conf).
     Apply(apply::Apply),
-    /// Show hosts, queries, packs, labels, configuration, enroll secrets or carves.
+    /// Show hosts, queries, packs, labels, configuration, enroll secrets, carves or the addresses that agents connect to.
     Get(get::Get),
     /// Delete a query, pack, label or host, or all that files name.
     Delete(delete::Delete),

@@ -1,5 +1,6 @@
 //! The routes over an embedded store: what the tests share.
 
+mod addresses;
 mod documents;
 mod doors;
 mod hosts;
@@ -114,6 +115,7 @@ async fn deps(config: Config, state_dir: &Path) -> Deps {
         journal: Journal::open(&config.filesystem, state_dir).unwrap(),
         metrics: Arc::new(|| "fleet_hosts 0\n".into()),
         config: Arc::new(config),
+        gateway: watch::channel(Gateway::default()).1,
         store,
         bus,
         agents,
