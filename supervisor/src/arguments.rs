@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::ctl::Ctl;
 use crate::fleet_keys;
+use crate::lb::Lb;
 use crate::settings::Sources;
 
 /// The name under which only the operator's client is meant.
@@ -98,6 +99,9 @@ pub(crate) enum Command {
     },
     /// Look at hosts and change queries, packs, labels and options
     Ctl(Ctl),
+    /// Render the configuration of a load balancer in front of these addresses
+    #[command(subcommand)]
+    Lb(Lb),
     /// A worker process; started by the supervisor
     #[command(hide = true)]
     Worker {

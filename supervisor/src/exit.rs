@@ -20,6 +20,14 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
+    /// The command line is wrong.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self {
+            code: USAGE,
+            message: message.into(),
+        }
+    }
+
     /// The configuration or one of its files is wrong.
     pub(crate) fn config(message: impl Into<String>) -> Self {
         Self {

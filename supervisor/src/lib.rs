@@ -22,6 +22,7 @@ mod dns;
 mod enroll_secret;
 mod flagfile;
 mod fleet_keys;
+mod lb;
 mod listener;
 mod local_addresses;
 mod local_listener;

@@ -15,7 +15,7 @@ use crate::arguments::{self, Command, ConfigCommand, Invocation};
 use crate::ask::ask;
 use crate::exit::{self, Failure};
 use crate::settings::{self, Settings, Sources};
-use crate::{ctl, prepare, start, state_dir, status};
+use crate::{ctl, lb, prepare, start, state_dir, status};
 
 /// Longest wait of `stop`: agents, then control, then what is killed.
 const STOP_LIMIT: Duration = DRAIN_DEADLINE.saturating_add(Duration::from_secs(20));
@@ -72,6 +72,10 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
             let found = settings()?;
             warn(&found);
             prepare::prepare(what, &found.config, no_prompt)?;
+        }
+        Command::Lb(lb) => {
+            let found = settings()?;
+            lb::run(&lb, &found.config, &client_dir(&found))?;
         }
         Command::Ctl(ctl) => return Ok(ctl::run(ctl, &client_dir(&settings()?))),
     }
