@@ -10,3 +10,4 @@ mod namespaces;
 mod operator;
 mod outage;
 mod proxied;
+mod spread;

@@ -4,6 +4,7 @@
 //! Rules: wait for a condition with a deadline, never for a time; take ports from the kernel; end only what was
 //! started here.
 
+pub mod balancer;
 pub mod gateway;
 pub mod https;
 pub mod netns;

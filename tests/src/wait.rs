@@ -18,3 +18,17 @@ pub fn until_within<T>(deadline: Duration, what: &str, mut probe: impl FnMut() -
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// As [`until_within`], for a caller that says itself what went wrong.
+pub fn until_or<T>(deadline: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(found) = probe() {
+            return Some(found);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
