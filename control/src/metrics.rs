@@ -6,6 +6,7 @@
 
 mod addresses;
 mod control;
+mod kernel;
 mod storage;
 mod text;
 mod workers;

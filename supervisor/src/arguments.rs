@@ -15,6 +15,7 @@ use crate::ctl::Ctl;
 use crate::fleet_keys;
 use crate::lb::Lb;
 use crate::settings::Sources;
+use crate::tune::Tune;
 
 /// The name under which only the operator's client is meant.
 const CLIENT_NAME: &str = "fleetctl";
@@ -73,6 +74,8 @@ pub(crate) enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Look at the kernel's limits, change them, put them back
+    Tune(Tune),
     /// Print the version
     Version,
     /// Look at the configuration

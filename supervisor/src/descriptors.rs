@@ -4,6 +4,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Descriptors of a worker that are no agent's connection: listeners apart, channel, link, tunnels, timers, libraries.
 const RESERVE: u64 = 256;
+/// Those of them without which a worker does not serve a single agent.
+const RESERVE_MIN: u64 = 48;
+/// Descriptors of the supervisor that are no listener.
+const SUPERVISOR_RESERVE: u64 = 64;
+/// Descriptors of the supervisor for each child.
+const PER_CHILD: u64 = 4;
 
 /// Raises the soft limit to the hard one, which children inherit, and gives the limit that now holds.
 pub(crate) fn raise() -> u64 {
@@ -16,11 +22,26 @@ pub(crate) fn raise() -> u64 {
     }
 }
 
+/// Raises the hard limit to `wanted`, too, where we may; then as [`raise`].
+pub(crate) fn raise_to(wanted: u64) -> u64 {
+    let now = raise();
+    if now < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_ok() {
+        return wanted;
+    }
+    now
+}
+
 /// Connections that a worker can hold open: `wanted`, or what fits under `limit` beside `listeners`. Never 0.
 pub(crate) fn connections(wanted: u32, limit: u64, listeners: usize) -> u32 {
     let reserve = RESERVE.saturating_add(listeners as u64);
     let fitting = u32::try_from(limit.saturating_sub(reserve)).unwrap_or(u32::MAX);
     wanted.min(fitting).max(1)
+}
+
+/// Below this limit nothing works: the supervisor holds every listener, a worker one for each address.
+pub(crate) fn least(workers: u64, addresses: u64) -> u64 {
+    let supervisor = workers * addresses + (workers + 1) * PER_CHILD + SUPERVISOR_RESERVE;
+    supervisor.max(addresses + RESERVE_MIN)
 }
 
 #[cfg(test)]

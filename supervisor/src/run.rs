@@ -15,7 +15,7 @@ use crate::arguments::{self, Command, ConfigCommand, Invocation};
 use crate::ask::ask;
 use crate::exit::{self, Failure};
 use crate::settings::{self, Settings, Sources};
-use crate::{ctl, lb, prepare, start, state_dir, status};
+use crate::{ctl, lb, prepare, start, state_dir, status, tune};
 
 /// Longest wait of `stop`: agents, then control, then what is killed.
 const STOP_LIMIT: Duration = DRAIN_DEADLINE.saturating_add(Duration::from_secs(20));
@@ -76,6 +76,12 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
         Command::Lb(lb) => {
             let found = settings()?;
             lb::run(&lb, &found.config, &client_dir(&found))?;
+        }
+        Command::Tune(what) => {
+            let found = settings()?;
+            warn(&found);
+            let options = tune::options(found.file.as_deref(), &found.config);
+            return tune::run(&what, &found.config, &options);
         }
         Command::Ctl(ctl) => return Ok(ctl::run(ctl, &client_dir(&settings()?))),
     }

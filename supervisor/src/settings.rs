@@ -34,6 +34,8 @@ pub(crate) struct Settings {
     pub(crate) config: Config,
     /// Sentences.
     pub(crate) warnings: Vec<String>,
+    /// The file that was read.
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// Reads everything; the failure lists all that is wrong, one a line.
@@ -57,7 +59,7 @@ pub(crate) fn read(
     for flag in &sources.ignored_flags {
         reading.ignore(&format!("--{flag}"));
     }
-    reading.finish()
+    reading.finish(sources.file.clone())
 }
 
 #[derive(Default)]
@@ -158,7 +160,7 @@ impl Reading {
         }
     }
 
-    fn finish(self) -> Result<Settings, Failure> {
+    fn finish(self, file: Option<PathBuf>) -> Result<Settings, Failure> {
         let Self {
             tree,
             warnings,
@@ -169,7 +171,11 @@ impl Reading {
                 problems.extend(config.validate().iter().map(ToString::to_string));
                 problems.extend(unreadable_files(&config));
                 if problems.is_empty() {
-                    return Ok(Settings { config, warnings });
+                    return Ok(Settings {
+                        config,
+                        warnings,
+                        file,
+                    });
                 }
             }
             Err(problem) => problems.push(problem.to_string()),

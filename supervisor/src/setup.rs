@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use fleet_protocol::config::Config;
 use fleet_protocol::ids::Generation;
 use fleet_protocol::secret::Secret;
-use fleet_protocol::slot::{StartControl, StartWorker, TlsIdentity, ToChild};
+use fleet_protocol::slot::{SettingView, StartControl, StartWorker, TlsIdentity, ToChild};
 
 use crate::addresses::Addresses;
 use crate::exit::Failure;
@@ -48,6 +48,8 @@ pub(crate) struct Setup {
     pub(crate) workers: u16,
     /// `https` or `http`.
     pub(crate) scheme: &'static str,
+    /// How the kernel's settings stood at start.
+    pub(crate) settings: Vec<SettingView>,
     /// Printed once everything serves.
     pub(crate) banner: Option<String>,
 }

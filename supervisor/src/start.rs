@@ -15,12 +15,13 @@ use crate::claim::Claims;
 use crate::exit::Failure;
 use crate::flagfile::{self, Flagfile};
 use crate::local_listener::LocalListeners;
+use crate::preflight::Preflight;
 use crate::settings::Settings;
 use crate::setup::{ADDRESSES_FILE, Reread, Setup};
 use crate::state_dir::StateDir;
 use crate::{
-    banner, claiming, descriptors, enroll_secret, log, machine, spread, state_dir, supervisor, sys,
-    wanted,
+    banner, claiming, enroll_secret, log, machine, preflight, sizing, spread, state_dir,
+    supervisor, sys, tune, wanted,
 };
 
 /// Addresses in a certificate of ours: each handshake carries them all.
@@ -28,7 +29,11 @@ const CERTIFICATE_ADDRESSES_MAX: usize = 32;
 
 /// Serves until told to stop.
 pub(crate) fn start(reread: Reread) -> Result<(), Failure> {
-    let Settings { config, warnings } = reread()?;
+    let Settings {
+        config,
+        warnings,
+        file,
+    } = reread()?;
     sys::prepare_descriptors()
         .map_err(|error| Failure::fatal(format!("cannot prepare descriptors: {error}")))?;
     // What children write is not for others; the group may read logs that are kept outside.
@@ -39,6 +44,8 @@ pub(crate) fn start(reread: Reread) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let state = StateDir::open(&state_dir::for_start(&config))?;
+    let tune_options = tune::options(file.as_deref(), &config);
+    let preflight = preflight::check(&config, state.path(), &tune_options)?;
     let leftovers = [
         ADDRESSES_FILE,
         "control.sock",
@@ -53,7 +60,7 @@ pub(crate) fn start(reread: Reread) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::fatal(format!("cannot start: {error}")))?;
-    let result = runtime.block_on(serve(config, state, reread));
+    let result = runtime.block_on(serve(config, state, reread, preflight));
     for path in leftovers {
         let _ = std::fs::remove_file(path);
     }
@@ -61,10 +68,15 @@ pub(crate) fn start(reread: Reread) -> Result<(), Failure> {
 }
 
 /// Claims addresses before anything is bound, and removes them after everything is closed.
-async fn serve(config: Config, state: StateDir, reread: Reread) -> Result<(), Failure> {
+async fn serve(
+    config: Config,
+    state: StateDir,
+    reread: Reread,
+    preflight: Preflight,
+) -> Result<(), Failure> {
     let mut claims = Claims::open(&config.addresses.claim, state.path()).await?;
     let claimed = claiming::take(&mut claims, &wanted::claims(&config)?).await;
-    match set_up(config, state, reread, &claimed) {
+    match set_up(config, state, reread, preflight, &claimed) {
         Ok(setup) => supervisor::run(setup, claims).await,
         Err(failure) => {
             claims.release_all().await;
@@ -77,6 +89,7 @@ fn set_up(
     config: Config,
     state: StateDir,
     reread: Reread,
+    preflight: Preflight,
     claimed: &[claiming::News],
 ) -> Result<Setup, Failure> {
     let now = SystemTime::now()
@@ -96,14 +109,15 @@ fn set_up(
         None
     };
     let secret = enroll_secret::load(state.path())?;
-    let workers = match config.workers.count {
-        0 => machine::parallelism().min(1024),
-        count => count,
-    };
-    let connections_per_worker = fitting_connections(&config, wanted.len());
+    let workers = sizing::workers(&config);
     let addresses = Addresses::open(&config, wanted, workers, claimed)?;
     let local = LocalListeners::bind(&state)?;
-    let spread = spread::open(&config, &addresses.wanted(), connections_per_worker)?;
+    let spread = spread::open(
+        &config,
+        &addresses.wanted(),
+        preflight.connections_per_worker,
+    )?;
+    preflight.report();
     if let Some(identity) = &identity {
         report(identity, &config, &bound);
     }
@@ -121,7 +135,8 @@ fn set_up(
         scheme: if identity.is_some() { "https" } else { "http" },
         tls: identity.as_ref().map(|identity| identity.tls.clone()),
         enroll_secret: secret,
-        connections_per_worker,
+        connections_per_worker: preflight.connections_per_worker,
+        settings: preflight.settings,
         workers,
         banner: None,
         config,
@@ -135,20 +150,6 @@ fn set_up(
     setup.banner = (!setup.config.logging.disable_banner).then_some(banner);
     setup.write_addresses()?;
     Ok(setup)
-}
-
-/// Raises our bound on open files, and says when it is still too low for what is configured.
-fn fitting_connections(config: &Config, addresses: usize) -> u32 {
-    let limit = descriptors::raise();
-    let wanted = config.server.connections_per_worker_max;
-    let fitting = descriptors::connections(wanted, limit, addresses);
-    if fitting < wanted {
-        tracing::warn!(
-            "server.connections_per_worker_max is lowered from {wanted} to {fitting}: a process may have only {limit} \
-             open files (LimitNOFILE= in a unit, ulimit -Hn in a shell)"
-        );
-    }
-    fitting
 }
 
 /// What agents may call this server.

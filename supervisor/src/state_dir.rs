@@ -56,6 +56,32 @@ pub(crate) fn for_client(config: &Config) -> PathBuf {
         .unwrap_or_else(|| for_start(config))
 }
 
+/// Where `tune` keeps its record `name`: where one is already, else with a running or installed server, else as `start`.
+pub(crate) fn for_tune(config: &Config, name: &str) -> PathBuf {
+    if !config.state.dir.as_os_str().is_empty() {
+        return config.state.dir.clone();
+    }
+    let known = [LOCAL_DIR, SYSTEM_DIR].map(PathBuf::from);
+    if let Some(path) = known.into_iter().find(|path| path.join(name).exists()) {
+        return path;
+    }
+    match for_client(config) {
+        // Settings belong to the machine; a directory that root happens to stand in is a poor place for them.
+        path if path == Path::new(LOCAL_DIR) && !path.exists() && Uid::effective().is_root() => {
+            SYSTEM_DIR.into()
+        }
+        path => path,
+    }
+}
+
+/// Where the state is in an image that is being made.
+pub(crate) fn for_image(config: &Config) -> PathBuf {
+    if config.state.dir.as_os_str().is_empty() {
+        return SYSTEM_DIR.into();
+    }
+    config.state.dir.clone()
+}
+
 /// `STATE/run/NAME`
 pub(crate) fn run_path(state_dir: &Path, name: &str) -> PathBuf {
     state_dir.join("run").join(name)

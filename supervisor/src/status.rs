@@ -8,6 +8,8 @@ use fleet_protocol::address::{AddressState, AddressView};
 use fleet_protocol::admin::Status;
 use fleet_protocol::slot::{SlotState, SlotView};
 
+use crate::kernel_status;
+
 /// A table longer than this is no glance any more.
 const ADDRESSES_SHOWN_MAX: usize = 20;
 
@@ -45,6 +47,7 @@ pub(crate) fn text(status: &Status, width: u16, is_coloured: bool) -> String {
         "{}",
         dependencies(status, width, is_coloured).trim_fmt()
     );
+    out += &kernel_status::text(&status.gateway.settings, table(width, is_coloured));
     out
 }
 

@@ -367,7 +367,9 @@ impl Supervisor {
         if self.phase != Phase::Serving {
             return Err(Failure::unavailable("the server is stopping"));
         }
-        let Settings { config, warnings } = (self.setup.reread)()?;
+        let Settings {
+            config, warnings, ..
+        } = (self.setup.reread)()?;
         let wanted = wanted::wanted(&config)?;
         let now = self.now();
         let at_next_start = reload::take(&mut self.setup.config, &config);
@@ -518,7 +520,7 @@ impl Supervisor {
             control_restarts: self.places.first().map_or(0, |place| place.slot.restarts()),
             is_draining: self.phase != Phase::Serving,
             addresses: self.setup.addresses.views(),
-            settings: Vec::new(),
+            settings: self.setup.settings.clone(),
         }
     }
 

@@ -11,3 +11,4 @@ mod operator;
 mod outage;
 mod proxied;
 mod spread;
+mod tune;

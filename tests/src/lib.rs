@@ -7,6 +7,7 @@
 pub mod balancer;
 pub mod gateway;
 pub mod https;
+pub mod namespace;
 pub mod netns;
 pub mod port;
 pub mod process;

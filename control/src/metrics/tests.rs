@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use fleet_protocol::address::{AddressState, AddressView};
 use fleet_protocol::config::Config;
 use fleet_protocol::ids::SlotIndex;
-use fleet_protocol::slot::{SlotState, SlotView};
+use fleet_protocol::slot::{SettingView, SlotState, SlotView};
 use fleet_protocol::stats::WorkerStats;
 use tempfile::TempDir;
 
@@ -74,6 +74,14 @@ fn gateway() -> Gateway {
             refused: 3,
             share: 1.0,
         }],
+        settings: [("a.b", Some(true)), ("c.d", Some(false)), ("e.f", None)]
+            .map(|(key, holds)| SettingView {
+                key: key.into(),
+                now: "1".into(),
+                wanted: "2".into(),
+                holds,
+            })
+            .to_vec(),
         ..Gateway::default()
     }
 }
@@ -86,6 +94,8 @@ async fn slots_show_with_units_and_cumulative_buckets() {
         "fleet_gateway_control_restarts_total 1",
         r#"fleet_gateway_slot_restarts_total{slot="7"} 2"#,
         r#"fleet_gateway_slot_state{slot="7",state="ready"} 1"#,
+        r#"fleet_gateway_kernel_setting_holds{key="a.b"} 1"#,
+        r#"fleet_gateway_kernel_setting_holds{key="c.d"} 0"#,
         r#"fleet_gateway_slot_state{slot="7",state="parked"} 0"#,
         r#"fleet_worker_open_connections{slot="7"} 12"#,
         r#"fleet_worker_resident_memory_bytes{slot="7"} 3145728"#,
@@ -111,6 +121,7 @@ async fn slots_show_with_units_and_cumulative_buckets() {
             "{line} is not in\n{text}"
         );
     }
+    assert!(!text.contains("e.f"), "it could not be judged:\n{text}");
     assert!(text.ends_with("# EOF\n"));
 }
 

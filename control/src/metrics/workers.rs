@@ -12,6 +12,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 
 use super::addresses;
+use super::kernel;
 use super::text::{Name, Page};
 
 #[derive(Debug)]
@@ -82,7 +83,8 @@ impl Workers {
             },
             Some(Unit::Seconds),
             each(slots, |view| view.uptime_s),
-        )
+        )?;
+        kernel::settings(page, &self.0.settings)
     }
 }
 
