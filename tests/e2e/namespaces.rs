@@ -1,6 +1,8 @@
 //! A gateway and its agents in two network namespaces that a cable joins: addresses are claimed, found by name, withdrawn
 //! and given back.
 
+use std::io::Read as _;
+use std::process::Stdio;
 use std::sync::Arc;
 
 use fleet_tests::gateway::{Gateway, texts};
@@ -59,6 +61,91 @@ fn wait_until_all_serve(gateway: &Gateway) {
             .iter()
             .all(|view| view["state"] == "serving")
             .then_some(())
+    });
+}
+
+/// Runs the load generator among the agents and gives its report.
+fn run_agents(
+    agents: &Namespace,
+    gateway: &Gateway,
+    scenario: &[&str],
+    meanwhile: impl FnOnce(),
+) -> Value {
+    let mut child = agents
+        .command(binary("fleet-loadtest"))
+        .args(scenario)
+        .args(["--json", "--resolve-each"])
+        .arg(format!("--server=https://fleet.test:{PORT}"))
+        .arg(format!("--ca={}", gateway.state("tls/cert.pem").display()))
+        .arg(format!(
+            "--enroll-secret-file={}",
+            gateway.state("enroll_secret").display()
+        ))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    meanwhile();
+    let mut report = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut report)
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (_, error) = texts(&output);
+    assert!(output.status.success(), "{report}\n{error}");
+    serde_json::from_str(&report).unwrap()
+}
+
+#[test]
+fn agents_spread_over_claimed_addresses_and_leave_one_that_is_withdrawn() {
+    let Some((place, agents)) = field() else {
+        return;
+    };
+    let gateway = Gateway::options()
+        .file(&yaml(&CLAIMED))
+        .within(&place)
+        .start();
+    wait_until_all_serve(&gateway);
+    for ip in CLAIMED {
+        assert!(place.addresses("gw0").contains(&ip.to_owned()), "{ip}");
+    }
+    let scenario = ["exchange", "--connections=8", "--seconds=8"];
+    run_agents(&agents, &gateway, &scenario, || {});
+    let accepted = wait::until("nothing is open any more", || {
+        let views = views(&gateway)?;
+        let is_quiet = views.iter().all(|view| view["open"] == 0);
+        is_quiet.then(|| {
+            let counts = views.iter().map(|view| view["accepted"].as_u64().unwrap());
+            counts.collect::<Vec<_>>()
+        })
+    });
+    let even = accepted.iter().sum::<u64>() as f64 / accepted.len() as f64;
+    assert!(even > 300.0, "too few connections to judge: {accepted:?}");
+    for count in &accepted {
+        let share = *count as f64 / even;
+        assert!((0.9..=1.1).contains(&share), "not even: {accepted:?}");
+    }
+
+    let last = format!("{}:{PORT}", CLAIMED[2]);
+    let scenario = ["steady", "--hosts=40", "--seconds=25", "--profile=flagfile"];
+    run_agents(&agents, &gateway, &scenario, || {
+        gateway.write_config(&yaml(&CLAIMED[..2]));
+        let (out, error) = texts(&gateway.command(&["reload"]));
+        assert!(out.contains(&format!("Withdraws {last}")), "{out}{error}");
+        wait::until("the address is forgotten", || {
+            let views = views(&gateway)?;
+            views
+                .iter()
+                .all(|view| view["address"] != last.as_str())
+                .then_some(())
+        });
+        wait::until("the address has left the interface", || {
+            let addresses = place.addresses("gw0");
+            (!addresses.contains(&CLAIMED[2].to_owned())).then_some(())
+        });
     });
 }
 
