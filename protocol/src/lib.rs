@@ -17,6 +17,7 @@ pub mod hello;
 pub mod ids;
 pub mod limits;
 pub mod link;
+pub mod measured;
 pub mod networks;
 pub mod proxied;
 pub mod proxy_header;

@@ -1,5 +1,6 @@
 //! The load scenarios behind the command line.
 
+mod calibrate;
 mod exchange;
 mod idle;
 mod lane;
@@ -26,6 +27,7 @@ pub fn run() -> ExitCode {
         Scenario::Steady(options) => steady::run(&options),
         Scenario::Exchange(options) => exchange::run(&options),
         Scenario::Idle(options) => idle::run(&options),
+        Scenario::Calibrate(options) => calibrate::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -32,6 +32,8 @@ pub(super) enum Scenario {
     Exchange(Exchange),
     /// Connections that are opened, used once and then held idle; memory per connection.
     Idle(Idle),
+    /// Starts a server, measures what `fleet-supervisor plan` counts with, and writes the figures to a file.
+    Calibrate(Calibrate),
 }
 
 /// Options of every scenario.
@@ -211,6 +213,35 @@ pub(super) struct Idle {
     /// Connections opened at the same time by each thread.
     #[arg(long, default_value_t = 32)]
     pub(super) concurrency: u32,
+}
+
+/// Options of `calibrate`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Calibrate {
+    /// The program to measure: fleet-supervisor, a release build.
+    #[arg(long, value_name = "PATH")]
+    pub(super) server_binary: PathBuf,
+    /// File to write, JSON; without it the figures are printed only.
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: Option<PathBuf>,
+    /// A further flag for the servers, such as --server-flag=--mysql_address=HOST:PORT; may be given several times.
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    pub(super) server_flag: Vec<String>,
+    /// Measured seconds of each step.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(super) seconds: u64,
+    /// Exchanges at the same time.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) connections: u32,
+    /// Hosts to enroll at most; fewer when that takes more than six times --seconds.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(super) hosts: u32,
+    /// Idle connections to hold.
+    #[arg(long, default_value_t = 8_000, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+    pub(super) idle_connections: u32,
+    /// A sentence that belongs beside the figures, such as what else ran on the machine; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(super) note: Vec<String>,
 }
 
 impl Common {
