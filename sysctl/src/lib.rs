@@ -1,9 +1,10 @@
 //! Kernel limits of a gateway: what they are, what they should be for its size, and how to change and restore them.
 //!
-//! Pure: [`size`], [`value`], [`kernel`], [`settings`] (the one table), [`finding`], [`render`], [`record`], [`document`].
+//! Pure: [`capacity`], [`size`], [`value`], [`kernel`], [`settings`] (the one table), [`finding`], [`render`], [`record`], [`document`].
 //! Shells over files below a root: [`probe`], [`apply`], [`revert`].
 
 pub mod apply;
+pub mod capacity;
 pub mod document;
 pub mod finding;
 pub mod kernel;
