@@ -81,6 +81,8 @@ pub(crate) enum Command {
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Say how large a server must be for a number of hosts
+    Plan(crate::plan::Options),
     /// Prepare what the server needs
     Prepare {
         /// Do not ask before an existing database is changed

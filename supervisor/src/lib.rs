@@ -30,6 +30,7 @@ mod local_listener;
 mod log;
 mod machine;
 mod place;
+mod plan;
 mod port_owner;
 mod preflight;
 mod prepare;

@@ -15,7 +15,7 @@ use crate::arguments::{self, Command, ConfigCommand, Invocation};
 use crate::ask::ask;
 use crate::exit::{self, Failure};
 use crate::settings::{self, Settings, Sources};
-use crate::{ctl, lb, prepare, start, state_dir, status, tune};
+use crate::{ctl, lb, plan, prepare, start, state_dir, status, tune};
 
 /// Longest wait of `stop`: agents, then control, then what is killed.
 const STOP_LIMIT: Duration = DRAIN_DEADLINE.saturating_add(Duration::from_secs(20));
@@ -68,6 +68,7 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
             warn(&found);
             print(&settings::dump(&found.config));
         }
+        Command::Plan(options) => print(&plan::text(&options)?),
         Command::Prepare { no_prompt, what } => {
             let found = settings()?;
             warn(&found);
