@@ -9,6 +9,7 @@ mod first_start;
 mod namespaces;
 mod operator;
 mod outage;
+mod plan;
 mod proxied;
 mod spread;
 mod tune;
