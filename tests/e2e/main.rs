@@ -10,6 +10,7 @@ mod namespaces;
 mod operator;
 mod outage;
 mod plan;
+mod preflight;
 mod proxied;
 mod spread;
 mod tune;

@@ -2,18 +2,14 @@
 //! the tests' own, and only keys that belong to the namespace.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::{Duration, Instant};
 
-use fleet_tests::gateway::{Gateway, read, texts};
-use fleet_tests::namespace::{inside, make_read_only, mount};
-use fleet_tests::process::{Process, binary, run};
-use nix::pty::openpty;
+use fleet_tests::gateway::{read, texts};
+use fleet_tests::namespace::{inside, make_read_only};
+use fleet_tests::process::{binary, run};
+use fleet_tests::terminal::Terminal;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -31,7 +27,7 @@ const LIMITS_FILE: &str = "etc/security/limits.d/90-fleet.conf";
 const DROP_IN_FILE: &str = "etc/systemd/system/fleet-supervisor.service.d/90-fleet.conf";
 const RECORD_FILE: &str = "var/lib/fleet-supervisor/tune.json";
 
-fn sysctl_path(key: &str) -> PathBuf {
+pub(crate) fn sysctl_path(key: &str) -> PathBuf {
     Path::new("/proc/sys").join(key.replace('.', "/"))
 }
 
@@ -41,21 +37,21 @@ fn running(key: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn set_all() {
+pub(crate) fn set_all() {
     for (key, first, _) in KEYS {
         fs::write(sysctl_path(key), first).unwrap();
     }
 }
 
-fn all_running() -> Vec<String> {
+pub(crate) fn all_running() -> Vec<String> {
     KEYS.map(|(key, ..)| running(key)).to_vec()
 }
 
-fn firsts() -> Vec<String> {
+pub(crate) fn firsts() -> Vec<String> {
     KEYS.map(|(_, first, _)| first.to_owned()).to_vec()
 }
 
-fn wanted() -> Vec<String> {
+pub(crate) fn wanted() -> Vec<String> {
     KEYS.map(|(.., wanted)| wanted.to_owned()).to_vec()
 }
 
@@ -104,7 +100,7 @@ impl Root {
 }
 
 /// Exit code, and both outputs.
-fn said(output: &Output) -> (i32, String) {
+pub(crate) fn said(output: &Output) -> (i32, String) {
     let (out, error) = texts(output);
     (output.status.code().unwrap(), out + &error)
 }
@@ -377,69 +373,6 @@ fn wrong_usage_is_named() {
     assert_eq!(said(&output).0, 70);
 }
 
-/// The other end of a terminal that a program runs on.
-struct Terminal {
-    keyboard: fs::File,
-    screen: Receiver<Vec<u8>>,
-    seen: String,
-}
-
-impl Terminal {
-    fn start(command: &mut Command) -> (Self, Process) {
-        let pair = openpty(None, None).unwrap();
-        let slave = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
-        command
-            .stdin(slave(&pair.slave))
-            .stdout(slave(&pair.slave))
-            .stderr(slave(&pair.slave));
-        let process = Process::spawn(command);
-        // The command holds copies; without them the end of the program is the end of the screen.
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        drop(pair.slave);
-        let mut output = fs::File::from(pair.master.try_clone().unwrap());
-        let (sender, screen) = sync_channel(1024);
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = output.read(&mut bytes) {
-                if sender.send(bytes[..count].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        let terminal = Self {
-            keyboard: pair.master.into(),
-            screen,
-            seen: String::new(),
-        };
-        (terminal, process)
-    }
-
-    /// Waits until `text` is shown, and takes everything up to its end off the screen.
-    fn expect(&mut self, text: &str) -> String {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            if let Some(at) = self.seen.find(text) {
-                let rest = self.seen.split_off(at + text.len());
-                return std::mem::replace(&mut self.seen, rest);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.screen.recv_timeout(left) {
-                Ok(bytes) => self.seen += &String::from_utf8_lossy(&bytes),
-                Err(error) => panic!("{text:?} is not shown ({error}):\n{}", self.seen),
-            }
-        }
-    }
-
-    fn press(&mut self, keys: &str) {
-        self.keyboard
-            .write_all(format!("{keys}\n").as_bytes())
-            .unwrap();
-    }
-}
-
 const QUESTION: &str = "[q]uit? ";
 
 #[test]
@@ -487,102 +420,4 @@ fn a_walk_on_a_terminal_asks_setting_by_setting() {
         assert_eq!(root.tune(&["--revert"]).0, 0);
         assert_eq!(all_running(), firsts());
     });
-}
-
-#[test]
-fn start_warns_in_few_lines_and_status_shows_what_does_not_hold() {
-    inside(|| {
-        fs::write(sysctl_path("net.core.somaxconn"), "128").unwrap();
-        let gateway = Gateway::start();
-        let log = gateway.log();
-        // What comes later is of the processes.
-        let (log, _) = log.split_once("self-signed certificate").unwrap();
-        let warned: Vec<&str> = log.lines().filter(|line| line.contains("WARN")).collect();
-        assert!(warned.len() <= 5, "not short:\n{log}");
-        assert!(
-            log.contains("server.backlog is 4096, but net.core.somaxconn makes it 128"),
-            "{log}"
-        );
-        let last = warned
-            .iter()
-            .rfind(|line| line.contains("kernel settings"))
-            .unwrap();
-        assert!(
-            last.contains("fleet-supervisor tune --apply --state_dir="),
-            "{last}"
-        );
-        let somaxconn = setting(&gateway, "net.core.somaxconn");
-        assert_eq!(
-            (&somaxconn["holds"], &somaxconn["now"]),
-            (&Value::Bool(false), &Value::from("128"))
-        );
-        let (text, _) = texts(&gateway.command(&["status"]));
-        assert!(
-            text.lines()
-                .any(|line| line.trim_start().starts_with("net.core.somaxconn")),
-            "{text}"
-        );
-    });
-}
-
-fn setting(gateway: &Gateway, key: &str) -> Value {
-    let status = gateway.status().unwrap();
-    let settings = status["gateway"]["settings"].as_array().unwrap();
-    settings
-        .iter()
-        .find(|setting| setting["key"] == key)
-        .unwrap()
-        .clone()
-}
-
-#[test]
-fn start_tunes_by_itself_when_told() {
-    inside(|| {
-        set_all();
-        // What belongs to the whole machine stays as it is, and the files go with this namespace.
-        make_read_only("/proc/sys/fs");
-        make_read_only("/proc/sys/kernel");
-        mount(&["-t", "tmpfs", "none", "/etc"]);
-        let gateway = Gateway::options()
-            .set("tune.apply", true)
-            .set("tune.hosts", 30_000)
-            .start();
-        assert_eq!(all_running(), wanted(), "{}", gateway.log());
-        let log = gateway.log();
-        assert!(
-            log.contains("tune.apply: net.core.somaxconn: 128 -> 16384"),
-            "{log}"
-        );
-        assert_eq!(setting(&gateway, "net.core.somaxconn")["holds"], true);
-        assert!(read(Path::new("/etc/sysctl.d/90-fleet.conf")).contains("somaxconn"));
-        let state = gateway.state("");
-        drop_gateway_and_revert(gateway, &state);
-        assert_eq!(all_running(), firsts());
-        assert!(!Path::new("/etc/sysctl.d").exists());
-    });
-}
-
-fn drop_gateway_and_revert(mut gateway: Gateway, state: &Path) {
-    assert_eq!(gateway.stop(), 0);
-    let output = run(Command::new(binary("fleet-supervisor"))
-        .args(["tune", "--revert"])
-        .arg(format!("--state_dir={}", state.display())));
-    assert_eq!(said(&output).0, 0, "{output:?}");
-}
-
-#[test]
-fn a_limit_below_what_works_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let script = format!(
-        "ulimit -n 60; exec {} start --workers_count=2 --server_address=127.0.0.1:0 --state_dir={}",
-        binary("fleet-supervisor").display(),
-        dir.path().join("state").display()
-    );
-    let (code, text) = said(&run(Command::new("sh").arg("-c").arg(script)));
-    assert_eq!(code, 70, "{text}");
-    assert!(
-        text.contains("only 60 are allowed") && text.contains("LimitNOFILE"),
-        "{text}"
-    );
-    assert!(text.lines().count() <= 4, "not short:\n{text}");
 }

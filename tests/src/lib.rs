@@ -12,4 +12,5 @@ pub mod netns;
 pub mod port;
 pub mod process;
 pub mod stores;
+pub mod terminal;
 pub mod wait;
