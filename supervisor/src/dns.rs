@@ -50,11 +50,6 @@ pub(crate) fn open(dns: &Dns, served: &[SocketAddr]) -> Result<Option<Responder>
     if dns.name.is_empty() {
         return Ok(None);
     }
-    if served.iter().all(|address| address.ip().is_unspecified()) {
-        return Err(Failure::config(
-            "addresses.dns.name: agents cannot be sent to a wildcard; list the addresses themselves in server.address",
-        ));
-    }
     let zone =
         Zone::new(dns).map_err(|error| Failure::config(format!("addresses.dns: {error:#}")))?;
     let mut responder = Responder {

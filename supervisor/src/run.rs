@@ -15,10 +15,12 @@ use crate::arguments::{self, Command, ConfigCommand, Invocation};
 use crate::ask::ask;
 use crate::exit::{self, Failure};
 use crate::settings::{self, Settings, Sources};
-use crate::{ctl, lb, plan, prepare, start, state_dir, status, tune};
+use crate::{ctl, lb, plan, prepare, start, state_dir, status, supervisor, tune};
 
 /// Longest wait of `stop`: agents, then control, then what is killed.
-const STOP_LIMIT: Duration = DRAIN_DEADLINE.saturating_add(Duration::from_secs(20));
+const STOP_LIMIT: Duration = DRAIN_DEADLINE
+    .saturating_add(supervisor::ANNOUNCE_MAX)
+    .saturating_add(Duration::from_secs(20));
 /// Columns of a table when the output is no terminal that says its own.
 const WIDTH: u16 = 100;
 

@@ -3,15 +3,17 @@
 //! Owner of all process state; one task, so nothing here is shared. What is decided is decided by the pure
 //! [`crate::slot::Slot`]; this file carries it out.
 
+mod addresses;
+mod end;
+
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fleet_protocol::admin::{Reloaded, Reply, Request, Status};
+use fleet_protocol::admin::{Reply, Request, Status};
 use fleet_protocol::ids::SlotIndex;
-use fleet_protocol::limits::{DRAIN_DEADLINE, STATS_INTERVAL};
+use fleet_protocol::limits::STATS_INTERVAL;
 use fleet_protocol::slot::{FromChild, Gateway, SlotState, ToChild};
-use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -20,13 +22,12 @@ use crate::admin::{self, Ask};
 use crate::claim::Claims;
 use crate::claiming::Claiming;
 use crate::exit::Failure;
-use crate::local_addresses::LocalAddresses;
 use crate::place::{Place, Role};
 use crate::process::{Heard, Launcher, News};
-use crate::settings::Settings;
 use crate::setup::Setup;
 use crate::slot::{Action, Event};
-use crate::{reload, wanted};
+
+pub(crate) use self::end::ANNOUNCE_MAX;
 
 const HEARD_MAX: usize = 1024;
 const ASKS_MAX: usize = 16;
@@ -35,12 +36,6 @@ const CLAIMS_MAX: usize = 64;
 const CONTROL_FIRST: Duration = Duration::from_secs(5);
 /// The banner is printed by then, even if something is still starting.
 const BANNER_BY: Duration = Duration::from_secs(10);
-/// What control gets to write down what it has.
-const CONTROL_DRAIN: Duration = Duration::from_secs(10);
-/// Added to the time that a child is told, before it is killed.
-const DRAIN_GRACE: Duration = Duration::from_secs(2);
-/// What everybody gets when the server cannot serve at all, or a second signal comes.
-const SHORT_DRAIN: Duration = Duration::from_secs(1);
 
 /// Runs until drained. Must be called within a runtime.
 pub(crate) async fn run(setup: Setup, claims: Claims) -> Result<(), Failure> {
@@ -92,6 +87,8 @@ pub(crate) async fn run(setup: Setup, claims: Claims) -> Result<(), Failure> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Serving,
+    /// Those who spread agents are told; agents who come all the same are served.
+    Announced,
     /// Workers finish; control still works for them.
     Workers,
     /// Control writes down what it has.
@@ -107,6 +104,8 @@ struct Supervisor {
     /// Control first, then the slots in order.
     places: Vec<Place>,
     phase: Phase,
+    /// When the workers begin to finish.
+    announced_until: Duration,
     signals: u32,
     workers_from: Duration,
     banner: Option<String>,
@@ -135,6 +134,7 @@ impl Supervisor {
             started: Instant::now(),
             places: roles.map(Place::new).collect(),
             phase: Phase::Serving,
+            announced_until: Duration::ZERO,
             signals: 0,
             workers_from: CONTROL_FIRST,
             failure: None,
@@ -154,7 +154,9 @@ impl Supervisor {
             Role::Control => place.slot.due_at(),
         };
         let banner = self.banner.as_ref().map(|_| BANNER_BY);
-        let dues = self.places.iter().filter_map(of).chain(banner);
+        let announced = (self.phase == Phase::Announced).then_some(self.announced_until);
+        let dues = self.places.iter().filter_map(of);
+        let dues = dues.chain(banner).chain(announced);
         dues.min()
             .unwrap_or_else(|| self.now() + Duration::from_secs(3600))
     }
@@ -172,10 +174,7 @@ impl Supervisor {
                 self.step(index, Event::Timer);
             }
         }
-        if self.phase == Phase::Workers && self.workers().all(|place| place.slot.is_over()) {
-            self.phase = Phase::Control;
-            self.drain_phase(CONTROL_DRAIN);
-        }
+        self.advance_end(now);
         let is_settled = self.places.iter().all(Place::is_settled);
         if (is_settled || now >= BANNER_BY) && self.phase == Phase::Serving {
             self.print_banner(is_settled);
@@ -344,7 +343,7 @@ impl Supervisor {
             Request::Stop => {
                 if self.phase == Phase::Serving {
                     tracing::info!("an operator asks to stop");
-                    self.begin_drain(DRAIN_DEADLINE);
+                    self.begin_drain();
                 }
                 Reply::Stopping {
                     pid: std::process::id(),
@@ -359,130 +358,6 @@ impl Supervisor {
         };
         // The asker may have gone.
         let _ = ask.reply.send(reply);
-    }
-
-    /// Takes what the configuration says now, as far as that can be done while serving. A configuration that is wrong
-    /// changes nothing.
-    fn reload(&mut self) -> Result<Reloaded, Failure> {
-        if self.phase != Phase::Serving {
-            return Err(Failure::unavailable("the server is stopping"));
-        }
-        let Settings {
-            config, warnings, ..
-        } = (self.setup.reread)()?;
-        let wanted = wanted::wanted(&config)?;
-        let now = self.now();
-        let at_next_start = reload::take(&mut self.setup.config, &config);
-        let (added, withdrawn) = self.setup.addresses.want(&self.setup.config, wanted, now);
-        tracing::info!(?added, ?withdrawn, "reloaded");
-        self.tend_addresses();
-        self.publish();
-        self.setup.write_addresses()?;
-        Ok(Reloaded {
-            added,
-            withdrawn,
-            at_next_start,
-            warnings,
-        })
-    }
-
-    fn take_hang_up(&mut self) {
-        match self.reload() {
-            Ok(reloaded) if reloaded.at_next_start.is_empty() => {}
-            Ok(reloaded) => tracing::warn!(
-                "these options have changed and take effect at the next start: {}",
-                reloaded.at_next_start.join(", ")
-            ),
-            Err(failure) => {
-                tracing::error!("SIGHUP: nothing is changed: {failure}");
-            }
-        }
-    }
-
-    /// Does what is due for the addresses, and tells the workers.
-    fn tend_addresses(&mut self) {
-        if self.phase != Phase::Serving {
-            return;
-        }
-        let now = self.now();
-        let effects = self.setup.addresses.turn(&LocalAddresses::read(), now);
-        for effect in effects {
-            self.claiming.order(effect);
-        }
-        self.update_listeners();
-    }
-
-    fn hear_claim(&mut self, claim: IpNet, refusal: Option<&str>) {
-        let now = self.now();
-        self.setup.addresses.hear_claim(claim, refusal, now);
-        self.tend_addresses();
-        self.publish();
-    }
-
-    fn update_listeners(&mut self) {
-        for place in &mut self.places {
-            place.update_listeners(&self.setup.addresses);
-        }
-    }
-
-    fn take_signal(&mut self, name: &str) {
-        self.signals += 1;
-        if self.phase == Phase::Serving {
-            tracing::info!(
-                "{name}: agents get up to {} s to finish",
-                DRAIN_DEADLINE.as_secs()
-            );
-            self.begin_drain(DRAIN_DEADLINE);
-            return;
-        }
-        let limit = if self.signals <= 2 {
-            SHORT_DRAIN
-        } else {
-            Duration::ZERO
-        };
-        tracing::warn!(
-            "{name} again: what is not finished in {} s is killed",
-            limit.as_secs()
-        );
-        self.drain_phase(limit);
-    }
-
-    fn fail(&mut self, failure: Failure) {
-        if self.failure.is_none() {
-            self.failure = Some(failure);
-        }
-        self.banner = None;
-        if self.phase == Phase::Serving {
-            self.begin_drain(SHORT_DRAIN);
-        }
-    }
-
-    fn begin_drain(&mut self, limit: Duration) {
-        self.phase = Phase::Workers;
-        self.drain_phase(limit);
-    }
-
-    /// Tells those whose turn it is to finish within `limit`. Again, it can only shorten.
-    fn drain_phase(&mut self, limit: Duration) {
-        let grace = if limit.is_zero() {
-            Duration::ZERO
-        } else {
-            DRAIN_GRACE
-        };
-        let deadline = self.now() + limit + grace;
-        let deadline_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
-        let phase = self.phase;
-        for index in 0..self.places.len() {
-            let is_worker = index > 0;
-            if is_worker != (phase == Phase::Workers) {
-                continue;
-            }
-            self.step(index, Event::Drain { deadline });
-            if let Some(place) = self.places.get(index) {
-                place.tell(ToChild::Drain { deadline_ms });
-            }
-        }
-        self.is_changed = true;
     }
 
     fn tick(&mut self) {

@@ -104,7 +104,7 @@ impl Config {
         }
         check(
             self.addresses.dns.name.is_empty() || wildcards.len() < addresses.len(),
-            "addresses.dns.name: there is nothing to answer with; name the addresses in server.address instead of 0.0.0.0 or [::]",
+            "addresses.dns.name: agents cannot be sent to a wildcard; list the addresses themselves in server.address",
         );
     }
 
