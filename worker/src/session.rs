@@ -180,6 +180,12 @@ impl Session {
         }
     }
 
+    fn count_forwarded(&self) {
+        if self.connection.is_forwarded() {
+            self.worker.state.stats.borrow_mut().forwarded_requests += 1;
+        }
+    }
+
     fn advance(
         &mut self,
         context: &mut Context<'_>,
@@ -203,9 +209,7 @@ impl Session {
                     let route = head.route;
                     self.exchange = Some(OpenExchange::new(&worker.state, route, now));
                     let early = early(&worker.state, &head, now);
-                    if self.connection.is_forwarded() {
-                        worker.state.stats.borrow_mut().forwarded_requests += 1;
-                    }
+                    self.count_forwarded();
                     match early {
                         Early::ReadBody { bytes_max } => self.connection.admit(bytes_max, scratch),
                         Early::Refuse(reject) => self.refuse(Some(route), reject, scratch, now),
