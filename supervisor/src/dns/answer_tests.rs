@@ -182,13 +182,15 @@ fn answers_fit_what_the_client_takes() {
         assert!(!answer.metadata.truncation);
         assert_eq!(answer.answers.len(), 250);
     }
-    // The usual answer is small: names are compressed.
+    // The usual answer is small: all names but one are compressed.
     let usual = self::zone(|_| {});
     let bytes = ask_bytes(&usual, &gateway, &plain, Transport::Udp);
     assert_eq!(Message::from_vec(&bytes).unwrap().answers.len(), 8);
-    assert!(bytes.len() <= 12 + 23 + 8 * 16, "{}", bytes.len());
+    assert!(bytes.len() <= 12 + 23 + 19 + 8 * 16, "{}", bytes.len());
     let answer = ask(&zone, &gateway, &with_edns(1232, 1));
-    assert_eq!(answer.metadata.response_code, ResponseCode::BADVERS);
+    // One number has two names: 16 is BADSIG, too.
+    let code = u16::from(answer.metadata.response_code);
+    assert_eq!(code, u16::from(ResponseCode::BADVERS));
     assert!(answer.answers.is_empty());
 }
 
