@@ -334,14 +334,18 @@ fn haproxy_follows_weights_and_a_stopped_gateway_loses_nothing() {
         .arg(format!("--mysql_address={}", database.socket().display())));
     assert!(output.status.success(), "{:?}", texts(&output));
     let checks = [local(port::free()), local(port::free())];
-    let stays = options(&database, &redis, checks[0]).start();
+    // One with PROXY headers, one without.
+    let stays = options(&database, &redis, checks[0])
+        .set("server.proxy_protocol", "all")
+        .set("server.proxy_protocol_networks", "127.0.0.0/8")
+        .start();
     // One certificate, so that agents need not know which gateway they reach.
     let mut leaves = options(&database, &redis, checks[1])
         .set("server.cert", stays.state("tls/cert.pem").display())
         .set("server.key", stays.state("tls/key.pem").display())
         .start();
     let balancer = HaProxy::start(&[
-        format!("{},agent={}", stays.address, checks[0]),
+        format!("{},agent={},proxy", stays.address, checks[0]),
         format!("{},agent={}", leaves.address, checks[1]),
     ]);
     for index in [0, 1] {
