@@ -46,6 +46,7 @@ mod state_dir;
 mod status;
 mod supervisor;
 mod sys;
+mod table;
 mod tune;
 mod wanted;
 

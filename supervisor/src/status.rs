@@ -3,12 +3,13 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{Cell, CellAlignment, Color, Table};
 use fleet_protocol::address::{AddressState, AddressView};
 use fleet_protocol::admin::Status;
 use fleet_protocol::slot::{SlotState, SlotView};
 
 use crate::kernel_status;
+use crate::table::table;
 
 /// A table longer than this is no glance any more.
 const ADDRESSES_SHOWN_MAX: usize = 20;
@@ -188,20 +189,6 @@ fn dependencies(status: &Status, width: u16, is_coloured: bool) -> Table {
     }
     if status.control.stats.dependencies.is_empty() {
         table.add_row(["-", "unknown", "control has not reported yet"]);
-    }
-    table
-}
-
-fn table(width: u16, is_coloured: bool) -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_width(width);
-    if is_coloured {
-        table.enforce_styling();
-    } else {
-        table.force_no_tty();
     }
     table
 }

@@ -2,29 +2,21 @@
 
 use std::fmt::Write as _;
 
-use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
+use comfy_table::{Cell, Color, ColumnConstraint};
 use fleet_sysctl::apply::{Done, Report};
 use fleet_sysctl::finding::{Finding, Verdict};
 use fleet_sysctl::size::Size;
 use serde_json::{Value, json};
 
 use crate::exit::Failure;
+use crate::table::table;
 
 /// Narrower than this, the reasons would be a word a line; they stand below each setting that needs them then.
 const WHY_WIDTH: u16 = 110;
 
 /// The table, `width` columns wide at most.
 pub(super) fn text(findings: &[Finding], width: u16, is_coloured: bool) -> String {
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_width(width);
-    if is_coloured {
-        table.enforce_styling();
-    } else {
-        table.force_no_tty();
-    }
+    let mut table = table(width, is_coloured);
     let is_wide = width >= WHY_WIDTH;
     let mut header = vec!["SETTING", "NOW", "WANTED", "VERDICT"];
     if is_wide {
