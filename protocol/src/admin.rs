@@ -40,6 +40,8 @@ pub enum Reply {
     Error {
         /// One line.
         reason: String,
+        /// What the asker exits with.
+        code: u8,
     },
 }
 
@@ -54,6 +56,8 @@ pub struct Reloaded {
     pub added: Vec<SocketAddr>,
     /// Addresses that are served no more, once those who know them have had time to learn it.
     pub withdrawn: Vec<SocketAddr>,
+    /// Addresses that are served on, in another way than before.
+    pub changed: Vec<SocketAddr>,
     /// Options that have changed but take effect only at the next start, as `section.key`.
     pub at_next_start: Vec<String>,
     /// Sentences about the configuration.

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// Most networks in one set; each is compared for every connection.
 pub const NETWORKS_MAX: usize = 256;
@@ -19,7 +20,7 @@ pub enum Error {
 }
 
 /// Networks of both families.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Networks(Vec<IpNet>);
 
 impl Networks {

@@ -13,6 +13,7 @@ use crate::address::AddressView;
 use crate::config::Config;
 use crate::frame::{Kind, Message};
 use crate::ids::{BootNonce, Generation, SlotIndex};
+use crate::networks::Networks;
 use crate::secret::Secret;
 use crate::stats::{ControlStats, WorkerStats};
 
@@ -76,8 +77,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Its number in the child.
     pub fd: i32,
-    /// Whether its connections begin with a PROXY v2 header.
-    pub is_proxied: bool,
+    /// Who may connect, each time with a PROXY v2 header; none: anybody, without one.
+    pub balancers: Option<Networks>,
 }
 
 /// PEM texts, checked by the supervisor.

@@ -152,6 +152,34 @@ impl Address {
         self.leaving.get_or_insert(Leaving::Notice { until });
     }
 
+    /// Is to be served or claimed in another way.
+    pub(crate) fn want(&mut self, wanted: Wanted, now: Duration) {
+        if wanted.claim.is_some() && wanted.claim != self.wanted.claim {
+            self.is_claim_due = true;
+            self.retry_at = now;
+        } else if wanted.claim.is_none() {
+            self.is_claim_due = false;
+        }
+        self.wanted = wanted;
+    }
+
+    /// It waits until our own sockets on another address are closed.
+    pub(crate) fn wait_for(&mut self, other: SocketAddr, now: Duration) {
+        self.set_trouble(&format!(
+            "waits for {other}, which is withdrawn, to be closed"
+        ));
+        self.retry_at = now;
+    }
+
+    /// Whether both cannot be bound at the same time.
+    pub(crate) fn excludes(&self, other: SocketAddr) -> bool {
+        let own = self.address();
+        let is_any = |address: SocketAddr| address.ip().is_unspecified();
+        own.port() == other.port()
+            && own.is_ipv4() == other.is_ipv4()
+            && (own.ip() == other.ip() || is_any(own) || is_any(other))
+    }
+
     /// Whether it is wanted.
     pub(crate) fn is_wanted(&self) -> bool {
         self.leaving.is_none()
@@ -263,7 +291,7 @@ impl Address {
             state: self.state(),
             reason: self.reason(),
             is_claimed: self.wanted.claim.is_some(),
-            is_proxied: self.wanted.is_proxied,
+            is_proxied: self.wanted.balancers.is_some(),
             open: self.figures.all.open,
             accepted: self.figures.all.accepted,
             accepts_per_s: self.accepts_per_s(),

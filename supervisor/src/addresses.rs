@@ -4,7 +4,7 @@
 //! tried again while the others serve; a withdrawn address goes on listening for as long as somebody may have been told
 //! of it; workers are told of every change, and told again until they have taken it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -12,12 +12,14 @@ use std::time::Duration;
 
 use fleet_protocol::address::AddressView;
 use fleet_protocol::config::Config;
+use fleet_protocol::networks::Networks;
 use fleet_protocol::slot;
 use fleet_protocol::stats::WorkerStats;
 use ipnet::IpNet;
 
 use crate::address::{Address, Counts};
 use crate::exit::Failure;
+use crate::listener::Group;
 use crate::local_addresses::LocalAddresses;
 use crate::wanted::Wanted;
 
@@ -31,6 +33,20 @@ pub(crate) enum Effect {
     Claim(IpNet),
     /// It is over: remove it from the interface.
     Release(IpNet),
+}
+
+/// The listeners that a worker has, and who may connect to each.
+pub(crate) type Given = HashMap<SocketAddr, Option<Networks>>;
+
+/// What a new list has changed.
+#[derive(Debug, Default)]
+pub(crate) struct Difference {
+    /// Served from now on, too.
+    pub(crate) added: Vec<SocketAddr>,
+    /// Served on, in another way.
+    pub(crate) changed: Vec<SocketAddr>,
+    /// About to leave.
+    pub(crate) withdrawn: Vec<SocketAddr>,
 }
 
 /// What a worker that runs already must be told.
@@ -47,6 +63,8 @@ pub(crate) struct Change {
 pub(crate) struct Addresses {
     /// In the order of the configuration; those that leave at the end.
     list: Vec<Address>,
+    /// To be removed from the interface while their addresses are still served otherwise, or not at all.
+    unclaimed: Vec<IpNet>,
     is_parked: Vec<bool>,
     backlog: i32,
     notice: Duration,
@@ -91,6 +109,7 @@ impl Addresses {
         }
         Ok(Self {
             list,
+            unclaimed: Vec::new(),
             is_parked,
             backlog,
             notice: notice(config),
@@ -112,37 +131,38 @@ impl Addresses {
                 Some(slot::Listener {
                     address: group.address(),
                     fd: group.fd(slot)?,
-                    is_proxied: of.wanted.is_proxied,
+                    balancers: of.wanted.balancers.clone(),
                 })
             })
             .collect()
     }
 
-    /// What the worker of a slot must be told that has the listeners on `given`.
-    pub(crate) fn change(&self, slot: usize, given: &[SocketAddr]) -> io::Result<Change> {
+    /// What the worker of a slot must be told that has these listeners. One that is served in another way is given up and
+    /// given again; its socket stays, so that no connection is refused.
+    pub(crate) fn change(&self, slot: usize, given: &Given) -> io::Result<Change> {
         let mut change = Change::default();
-        let mut kept = Vec::new();
+        let mut kept = HashSet::new();
         for (of, group) in self
             .list
             .iter()
             .filter_map(|of| Some((of, of.group.as_ref()?)))
         {
             let address = group.address();
-            kept.push(address);
-            if given.contains(&address) {
+            if given.get(&address) == Some(&of.wanted.balancers) {
+                kept.insert(address);
                 continue;
             }
             if let Some(fd) = group.duplicate(slot)? {
                 let listener = slot::Listener {
                     address,
                     fd: -1,
-                    is_proxied: of.wanted.is_proxied,
+                    balancers: of.wanted.balancers.clone(),
                 };
                 change.listen.push((listener, fd));
             }
         }
         let is_over = |address: &&SocketAddr| !kept.contains(address);
-        change.withdraw = given.iter().filter(is_over).copied().collect();
+        change.withdraw = given.keys().filter(is_over).copied().collect();
         Ok(change)
     }
 
@@ -155,43 +175,44 @@ impl Addresses {
         groups.for_each(|group| group.close_slot(slot));
     }
 
-    /// Takes a new list. Gives what is added and what is withdrawn.
+    /// Takes a new list.
     pub(crate) fn want(
         &mut self,
         config: &Config,
         wanted: Vec<Wanted>,
         now: Duration,
-    ) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+    ) -> Difference {
         self.notice = notice(config);
         let mut old = std::mem::take(&mut self.list);
-        let mut added = Vec::new();
+        let mut difference = Difference::default();
         for wanted in wanted {
-            let same = old.iter_mut().position(|of| {
-                let is_same = (of.wanted.address, of.wanted.is_proxied)
-                    == (wanted.address, wanted.is_proxied);
-                is_same && of.stay()
-            });
+            let same = old
+                .iter_mut()
+                .position(|of| of.wanted.address == wanted.address && of.stay());
             let address = match same.map(|index| old.remove(index)) {
                 Some(mut address) => {
-                    address.wanted = wanted;
+                    if address.wanted != wanted {
+                        difference.changed.push(address.address());
+                        self.unclaimed.extend(address.wanted.claim);
+                    }
+                    address.want(wanted, now);
                     address
                 }
                 None => {
-                    added.push(wanted.address);
+                    difference.added.push(wanted.address);
                     Address::new(wanted, now)
                 }
             };
             self.list.push(address);
         }
-        let mut withdrawn = Vec::new();
         for mut address in old {
             if address.is_wanted() {
-                withdrawn.push(address.address());
+                difference.withdrawn.push(address.address());
             }
             address.leave(now + self.notice);
             self.list.push(address);
         }
-        (added, withdrawn)
+        difference
     }
 
     /// Hears whether an address could be added to its interface.
@@ -205,13 +226,27 @@ impl Addresses {
     /// Does what is due: binds again, notices what has come and gone, lets go of what has left.
     pub(crate) fn turn(&mut self, local: &LocalAddresses, now: Duration) -> Vec<Effect> {
         let mut effects = Vec::new();
-        for address in &mut self.list {
+        // First what closes, so that what waits for that is bound at once.
+        let (mut leaving, mut wanted): (Vec<_>, Vec<_>) =
+            self.list.iter_mut().partition(|of| !of.is_wanted());
+        for address in &mut leaving {
+            address.turn(&self.is_parked, self.backlog, local, now);
+        }
+        leaving.retain(|of| of.group.is_some());
+        for address in &mut wanted {
+            let own = |of: &&mut Address| address.excludes(of.address());
+            if address.group.is_none()
+                && let Some(other) = leaving.iter().find(|of| own(of)).map(|of| of.address())
+            {
+                address.wait_for(other, now);
+                continue;
+            }
             let is_claim_due = address.turn(&self.is_parked, self.backlog, local, now);
             if is_claim_due && let Some(claim) = address.wanted.claim {
                 effects.push(Effect::Claim(claim));
             }
         }
-        let mut left = Vec::new();
+        let mut left = std::mem::take(&mut self.unclaimed);
         self.list.retain(|address| {
             let is_over = address.is_over(now);
             if is_over {
@@ -220,10 +255,18 @@ impl Addresses {
             }
             !is_over
         });
-        // The same address may serve on another port.
-        left.retain(|claim| self.list.iter().all(|of| of.wanted.claim != Some(*claim)));
+        // The same address may serve on another port, or be claimed with another prefix.
+        let claims = self.list.iter().filter_map(|of| of.wanted.claim);
+        let claimed: HashSet<_> = claims.map(|claim| claim.addr()).collect();
+        left.retain(|claim| !claimed.contains(&claim.addr()));
         effects.extend(left.into_iter().map(Effect::Release));
         effects
+    }
+
+    /// Those that are bound now.
+    pub(crate) fn bound(&self) -> Vec<SocketAddr> {
+        let groups = self.list.iter().filter_map(|of| of.group.as_ref());
+        groups.map(Group::address).collect()
     }
 
     /// Takes the reports of all workers that run.

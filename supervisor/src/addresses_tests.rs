@@ -30,9 +30,13 @@ fn states(addresses: &Addresses) -> Vec<&'static str> {
     views.iter().map(|view| view.state.label()).collect()
 }
 
-fn given(addresses: &Addresses) -> Vec<SocketAddr> {
-    let listeners = addresses.of_slot(0);
-    listeners.iter().map(|listener| listener.address).collect()
+fn given(addresses: &Addresses) -> Given {
+    let listeners = addresses.of_slot(0).into_iter();
+    listeners.map(|of| (of.address, of.balancers)).collect()
+}
+
+fn bare(addresses: &[SocketAddr]) -> Given {
+    addresses.iter().map(|address| (*address, None)).collect()
 }
 
 fn report(address: SocketAddr, open: u32, accepted: u64) -> WorkerStats {
@@ -88,15 +92,16 @@ fn a_withdrawn_address_listens_until_all_have_heard() {
     config.addresses.dns.name = "fleet.example".into();
     config.addresses.dns.ttl = seconds(10);
     let wanted = wanted::wanted(&config).unwrap();
-    let (added, withdrawn) = addresses.want(&config, wanted, seconds(100));
-    assert_eq!((added.len(), withdrawn), (0, vec![second]));
+    let difference = addresses.want(&config, wanted, seconds(100));
+    assert!(difference.added.is_empty());
+    assert_eq!(difference.withdrawn, [second]);
     assert_eq!(states(&addresses), ["serving", "leaving"]);
     let local = LocalAddresses::read();
     addresses.turn(&local, seconds(111));
     TcpStream::connect(second).unwrap();
     assert!(
         addresses
-            .change(0, &[first, second])
+            .change(0, &bare(&[first, second]))
             .unwrap()
             .withdraw
             .is_empty()
@@ -105,7 +110,10 @@ fn a_withdrawn_address_listens_until_all_have_heard() {
     addresses.turn(&local, seconds(112));
     assert!(TcpStream::connect(second).is_err());
     assert_eq!(
-        addresses.change(0, &[first, second]).unwrap().withdraw,
+        addresses
+            .change(0, &bare(&[first, second]))
+            .unwrap()
+            .withdraw,
         [second]
     );
     // A connection is still open.
@@ -129,7 +137,7 @@ fn one_that_is_wanted_back_in_time_never_stops() {
     addresses.turn(&LocalAddresses::read(), seconds(60));
     assert_eq!(states(&addresses), ["serving", "serving"]);
     assert_eq!(addresses.wanted(), bound);
-    let change = addresses.change(0, &bound).unwrap();
+    let change = addresses.change(0, &bare(&bound)).unwrap();
     assert!(change.listen.is_empty() && change.withdraw.is_empty());
 }
 
@@ -142,7 +150,13 @@ fn a_parked_slot_gets_no_listener_of_a_new_address() {
     addresses.turn(&LocalAddresses::read(), seconds(1));
     assert_eq!(addresses.of_slot(0).len(), 2);
     assert_eq!(addresses.of_slot(1).len(), 0);
-    assert!(addresses.change(1, &[]).unwrap().listen.is_empty());
+    assert!(
+        addresses
+            .change(1, &Given::new())
+            .unwrap()
+            .listen
+            .is_empty()
+    );
 }
 
 #[test]
@@ -199,4 +213,66 @@ fn counts_outlive_workers() {
     );
     assert_eq!(views[0].accepts_per_s, 100.0);
     assert_eq!((views[0].share, views[1].share), (0.5, 0.5));
+}
+
+#[test]
+fn an_address_is_served_in_another_way_without_a_gap() {
+    let mut addresses = open(&["127.0.0.1:0"]).unwrap();
+    let [address] = addresses.wanted()[..] else {
+        panic!()
+    };
+    let before = given(&addresses);
+    let mut config = config(&["127.0.0.1:0"]);
+    config.server.proxy_protocol = vec!["all".into()];
+    config.server.proxy_protocol_networks = vec!["10.0.0.0/8".into()];
+    let wanted = wanted::wanted(&config).unwrap();
+    let difference = addresses.want(&config, wanted, seconds(1));
+    assert_eq!(difference.changed, [address]);
+    assert!(difference.added.is_empty() && difference.withdrawn.is_empty());
+    addresses.turn(&LocalAddresses::read(), seconds(1));
+    assert_eq!(states(&addresses), ["serving"]);
+    let change = addresses.change(0, &before).unwrap();
+    assert_eq!(change.withdraw, [address]);
+    assert_eq!(change.listen[0].0.address, address);
+    assert!(change.listen[0].0.balancers.is_some());
+    TcpStream::connect(address).unwrap();
+}
+
+#[test]
+fn a_wildcard_waits_for_the_address_that_it_replaces() {
+    let mut addresses = open(&["127.0.0.1:0"]).unwrap();
+    let [first] = addresses.wanted()[..] else {
+        panic!()
+    };
+    let config = config(&[&format!("0.0.0.0:{}", first.port())]);
+    addresses.want(&config, wanted::wanted(&config).unwrap(), seconds(1));
+    let local = LocalAddresses::read();
+    addresses.turn(&local, seconds(1));
+    assert_eq!(states(&addresses), ["degraded", "leaving"]);
+    let reason = addresses.views()[0].reason.clone();
+    assert!(reason.contains(&format!("waits for {first}")), "{reason}");
+    TcpStream::connect(first).unwrap();
+    // In the turn in which the one closes, the other is bound.
+    addresses.turn(&local, seconds(3));
+    assert_eq!(states(&addresses), ["serving", "leaving"]);
+    TcpStream::connect(first).unwrap();
+}
+
+#[test]
+fn claims_may_come_change_and_go() {
+    let list = ["127.0.0.1:0", "203.0.113.1:8080"];
+    let mut addresses = open(&list).unwrap();
+    let local = LocalAddresses::read();
+    let mut effects_of = |claims: &[&str], now: u64| {
+        let mut config = config(&list);
+        config.addresses.claim.addresses = claims.iter().map(|text| (*text).into()).collect();
+        let wanted = wanted::wanted(&config).unwrap();
+        let difference = addresses.want(&config, wanted, seconds(now));
+        assert_eq!(difference.changed.len(), 1, "{claims:?}");
+        addresses.turn(&local, seconds(now))
+    };
+    let [wide, narrow] = ["203.0.113.1/16", "203.0.113.1/24"].map(|text| text.parse().unwrap());
+    assert_eq!(effects_of(&["203.0.113.1/16"], 10), [Effect::Claim(wide)]);
+    assert_eq!(effects_of(&["203.0.113.1/24"], 20), [Effect::Claim(narrow)]);
+    assert_eq!(effects_of(&[], 30), [Effect::Release(narrow)]);
 }

@@ -40,8 +40,8 @@ pub(crate) fn ask(state_dir: &Path, request: &Request) -> Result<(Reply, UnixStr
             state_dir.display()
         ))
     })?;
-    if let Reply::Error { reason } = reply {
-        return Err(Failure::unavailable(reason));
+    if let Reply::Error { reason, code } = reply {
+        return Err(Failure::told(reason, code));
     }
     Ok((reply, stream))
 }

@@ -52,8 +52,15 @@ impl Failure {
         }
     }
 
+    /// As the server said it.
+    pub(crate) fn told(message: impl Into<String>, code: u8) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+
     /// Its exit code.
-    #[cfg(test)]
     pub(crate) fn code(&self) -> u8 {
         self.code
     }

@@ -39,6 +39,7 @@ mod reload;
 mod run;
 mod settings;
 mod setup;
+mod signals;
 mod sizing;
 mod spread;
 mod start;

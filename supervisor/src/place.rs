@@ -1,6 +1,5 @@
 //! One place in the process tree, a worker's slot or control's: its state machine, its process, its last report.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use fleet_protocol::admin::ControlView;
@@ -8,7 +7,7 @@ use fleet_protocol::ids::SlotIndex;
 use fleet_protocol::slot::{FDS_PER_MESSAGE_MAX, FromChild, SlotState, SlotView, ToChild};
 use fleet_protocol::stats::{ControlStats, WorkerStats};
 
-use crate::addresses::Addresses;
+use crate::addresses::{Addresses, Given};
 use crate::process::{Child, ChildId};
 use crate::rate::Rate;
 use crate::slot::{Policy, Slot};
@@ -51,7 +50,7 @@ pub(crate) struct Place {
     pub(crate) slot: Slot,
     child: Option<Child>,
     /// Listeners that the process has been told of.
-    given: Vec<SocketAddr>,
+    given: Given,
     launches: u64,
     worker: WorkerStats,
     control: ControlStats,
@@ -71,7 +70,7 @@ impl Place {
             role,
             slot: Slot::new(policy),
             child: None,
-            given: Vec::new(),
+            given: Given::new(),
             launches: 0,
             worker: WorkerStats::default(),
             control: ControlStats::default(),
@@ -96,7 +95,7 @@ impl Place {
     }
 
     /// Takes a started process.
-    pub(crate) fn adopt(&mut self, child: Child, given: Vec<SocketAddr>, now: Duration) {
+    pub(crate) fn adopt(&mut self, child: Child, given: Given, now: Duration) {
         self.child = Some(child);
         self.given = given;
         self.heard_at = now;
@@ -133,13 +132,18 @@ impl Place {
             }
         };
         if !change.withdraw.is_empty() && child.tell(ToChild::Withdraw(change.withdraw.clone())) {
-            self.given.retain(|given| !change.withdraw.contains(given));
+            for address in &change.withdraw {
+                self.given.remove(address);
+            }
         }
         let mut listen = change.listen.into_iter().peekable();
         while listen.peek().is_some() {
             let (listeners, fds): (Vec<_>, Vec<_>) =
                 listen.by_ref().take(FDS_PER_MESSAGE_MAX).unzip();
-            let given: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
+            let given: Vec<_> = listeners
+                .iter()
+                .map(|listener| (listener.address, listener.balancers.clone()))
+                .collect();
             if !child.tell_with(ToChild::Listen(listeners), fds) {
                 return;
             }

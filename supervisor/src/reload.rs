@@ -8,6 +8,8 @@ pub(crate) fn take(config: &mut Config, new: &Config) -> Vec<String> {
     config.server.address.clone_from(&new.server.address);
     let proxied = &new.server.proxy_protocol;
     config.server.proxy_protocol.clone_from(proxied);
+    let networks = &new.server.proxy_protocol_networks;
+    config.server.proxy_protocol_networks.clone_from(networks);
     let claimed = &new.addresses.claim.addresses;
     config.addresses.claim.addresses.clone_from(claimed);
     differences(config, new)
@@ -51,8 +53,9 @@ mod tests {
         let mut new = Config::default();
         new.server.address = vec!["127.0.0.1:1".into()];
         new.server.proxy_protocol = vec!["all".into()];
+        new.server.proxy_protocol_networks = vec!["10.0.0.0/8".into()];
         new.addresses.claim.addresses = vec!["192.0.2.1".into()];
-        assert_eq!(differences(&Config::default(), &new).len(), 3);
+        assert_eq!(differences(&Config::default(), &new).len(), 4);
         assert_eq!(take(&mut Config::default(), &new), [""; 0]);
     }
 }

@@ -157,6 +157,9 @@ fn reload(state_dir: &Path) -> Result<(), Failure> {
     for address in &reloaded.added {
         println!("Serves {address} from now on; `status` tells when it is bound.");
     }
+    for address in &reloaded.changed {
+        println!("Serves {address} in another way from now on.");
+    }
     for address in &reloaded.withdrawn {
         println!("Withdraws {address}; open connections finish.");
     }
@@ -166,7 +169,8 @@ fn reload(state_dir: &Path) -> Result<(), Failure> {
             reloaded.at_next_start.join(", ")
         );
     }
-    if reloaded.added.is_empty() && reloaded.withdrawn.is_empty() {
+    let all = [&reloaded.added, &reloaded.changed, &reloaded.withdrawn];
+    if all.iter().all(|list| list.is_empty()) {
         println!("No address has changed.");
     }
     Ok(())

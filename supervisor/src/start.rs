@@ -18,6 +18,7 @@ use crate::local_listener::LocalListeners;
 use crate::preflight::Preflight;
 use crate::settings::Settings;
 use crate::setup::{ADDRESSES_FILE, Reread, Setup};
+use crate::signals::Signals;
 use crate::state_dir::StateDir;
 use crate::{
     banner, claiming, enroll_secret, log, machine, preflight, sizing, spread, state_dir,
@@ -75,9 +76,20 @@ async fn serve(
     preflight: Preflight,
 ) -> Result<(), Failure> {
     let mut claims = Claims::open(&config.addresses.claim, state.path()).await?;
-    let claimed = claiming::take(&mut claims, &wanted::claims(&config)?).await;
+    let mut signals =
+        Signals::open().map_err(|error| Failure::fatal(format!("cannot take signals: {error}")))?;
+    let wanted = wanted::claims(&config)?;
+    let claimed = tokio::select! {
+        claimed = claiming::take(&mut claims, &wanted) => Some(claimed),
+        () = signals.end() => None,
+    };
+    let Some(claimed) = claimed else {
+        tracing::info!("asked to end before anything is served");
+        claims.release_all().await;
+        return Ok(());
+    };
     match set_up(config, state, reread, preflight, &claimed) {
-        Ok(setup) => supervisor::run(setup, claims).await,
+        Ok(setup) => supervisor::run(setup, claims, signals).await,
         Err(failure) => {
             claims.release_all().await;
             Err(failure)
@@ -114,7 +126,7 @@ fn set_up(
     let local = LocalListeners::bind(&state)?;
     let spread = spread::open(
         &config,
-        &addresses.wanted(),
+        &addresses.bound(),
         preflight.connections_per_worker,
     )?;
     preflight.report();
@@ -189,13 +201,24 @@ fn report(identity: &Identity, config: &Config, bound: &[IpAddr]) {
     if let Some(exposure) = certificate::key_exposure(&config.server.key) {
         tracing::warn!("{exposure}");
     }
-    for ip in bound.iter().filter(|ip| !ip.is_unspecified()) {
-        if identity.is_own && !identity.covers(&ip.to_string()) {
-            tracing::warn!(
-                "the self-signed certificate does not cover {ip}; to make it anew, delete tls/ in the state directory \
-                 and start again, then give agents the new file"
-            );
-        }
+    if !identity.is_own {
+        return;
+    }
+    let named = bound.iter().filter(|ip| !ip.is_unspecified());
+    let named: Vec<String> = named.map(IpAddr::to_string).collect();
+    let (fitting, others) = named.split_at(named.len().min(CERTIFICATE_ADDRESSES_MAX));
+    if let Some(ip) = fitting.iter().find(|ip| !identity.covers(ip)) {
+        tracing::warn!(
+            "the self-signed certificate does not cover {ip}; to make it anew, delete tls/ in the state directory and \
+             start again, then give agents the new file"
+        );
+    }
+    if others.iter().any(|ip| !identity.covers(ip)) {
+        tracing::warn!(
+            "the self-signed certificate covers the first {CERTIFICATE_ADDRESSES_MAX} addresses alone; agents need a name \
+             for the other {}, or a certificate of yours (server.cert)",
+            others.len()
+        );
     }
 }
 

@@ -14,10 +14,10 @@ use fleet_protocol::admin::{Reply, Request, Status};
 use fleet_protocol::ids::SlotIndex;
 use fleet_protocol::limits::STATS_INTERVAL;
 use fleet_protocol::slot::{FromChild, Gateway, SlotState, ToChild};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+use crate::addresses::Given;
 use crate::admin::{self, Ask};
 use crate::claim::Claims;
 use crate::claiming::Claiming;
@@ -25,20 +25,21 @@ use crate::exit::Failure;
 use crate::place::{Place, Role};
 use crate::process::{Heard, Launcher, News};
 use crate::setup::Setup;
+use crate::signals::Signals;
 use crate::slot::{Action, Event};
 
 pub(crate) use self::end::ANNOUNCE_MAX;
 
 const HEARD_MAX: usize = 1024;
 const ASKS_MAX: usize = 16;
-const CLAIMS_MAX: usize = 64;
+const CLAIMS_MAX: usize = 1024;
 /// Workers wait this long for control's first word, so that a server which cannot serve takes no agents.
 const CONTROL_FIRST: Duration = Duration::from_secs(5);
 /// The banner is printed by then, even if something is still starting.
 const BANNER_BY: Duration = Duration::from_secs(10);
 
 /// Runs until drained. Must be called within a runtime.
-pub(crate) async fn run(setup: Setup, claims: Claims) -> Result<(), Failure> {
+pub(crate) async fn run(setup: Setup, claims: Claims, mut signals: Signals) -> Result<(), Failure> {
     let trouble = |error: std::io::Error| Failure::fatal(format!("cannot start: {error}"));
     let (heard_sender, mut heard) = mpsc::channel(HEARD_MAX);
     let (asks_sender, mut asks) = mpsc::channel(ASKS_MAX);
@@ -48,14 +49,12 @@ pub(crate) async fn run(setup: Setup, claims: Claims) -> Result<(), Failure> {
             tracing::error!(%error, "the admin socket is lost; status and stop do not work");
         }
     });
-    let mut terminate = signal(SignalKind::terminate()).map_err(trouble)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(trouble)?;
-    let mut hang_up = signal(SignalKind::hangup()).map_err(trouble)?;
     let mut ticks = interval(STATS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let launcher = Launcher::open().map_err(trouble)?;
     let (claimed_sender, mut claimed) = mpsc::channel(CLAIMS_MAX);
     let claiming = Claiming::start(claims, claimed_sender);
+    let mut claims_heard = Vec::new();
     let mut supervisor = Supervisor::new(setup, launcher, claiming, heard_sender);
     if let Some(spread) = supervisor.setup.spread.take() {
         spread.run(&supervisor.gateway.subscribe());
@@ -66,6 +65,8 @@ pub(crate) async fn run(setup: Setup, claims: Claims) -> Result<(), Failure> {
             let Supervisor {
                 claiming, failure, ..
             } = supervisor;
+            // Nobody listens any more, so the task does not wait to be heard.
+            drop(claimed);
             claiming.end().await;
             return failure.map_or(Ok(()), Err);
         }
@@ -73,10 +74,12 @@ pub(crate) async fn run(setup: Setup, claims: Claims) -> Result<(), Failure> {
         tokio::select! {
             Some(heard) = heard.recv() => supervisor.hear(heard),
             Some(ask) = asks.recv() => supervisor.answer(ask),
-            Some((claim, refusal)) = claimed.recv() => supervisor.hear_claim(claim, refusal.as_deref()),
-            _ = terminate.recv() => supervisor.take_signal("SIGTERM"),
-            _ = interrupt.recv() => supervisor.take_signal("SIGINT"),
-            _ = hang_up.recv() => supervisor.take_hang_up(),
+            _ = claimed.recv_many(&mut claims_heard, CLAIMS_MAX), if !claimed.is_closed() => {
+                supervisor.hear_claims(claims_heard.drain(..));
+            }
+            _ = signals.terminate.recv() => supervisor.take_signal("SIGTERM"),
+            _ = signals.interrupt.recv() => supervisor.take_signal("SIGINT"),
+            _ = signals.hang_up.recv() => supervisor.take_hang_up(),
             _ = ticks.tick() => supervisor.tick(),
             () = sleep_until(due.into()) => {}
         }
@@ -245,10 +248,11 @@ impl Supervisor {
         };
         let role = place.role;
         let id = place.next_id(index);
-        let mut given = Vec::new();
+        let mut given = Given::new();
         let started = self.setup.first_message(role).and_then(|(first, keep)| {
             if let ToChild::StartWorker(start) = &first {
-                given.extend(start.listeners.iter().map(|listener| listener.address));
+                let listeners = start.listeners.iter();
+                given.extend(listeners.map(|of| (of.address, of.balancers.clone())));
             }
             let heard = self.heard.clone();
             Ok(self
@@ -353,6 +357,7 @@ impl Supervisor {
                 Ok(reloaded) => Reply::Reloaded(reloaded),
                 Err(failure) => Reply::Error {
                     reason: failure.to_string(),
+                    code: failure.code(),
                 },
             },
         };

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use fleet_protocol::address_list;
 use fleet_protocol::config::Config;
+use fleet_protocol::networks::Networks;
 use fleet_protocol::proxied::Proxied;
 use ipnet::IpNet;
 
@@ -14,8 +15,8 @@ use crate::exit::Failure;
 pub(crate) struct Wanted {
     /// Where to listen; port 0 for one of the system's choice.
     pub(crate) address: SocketAddr,
-    /// Whether connections begin with a PROXY v2 header.
-    pub(crate) is_proxied: bool,
+    /// Who may connect, each time with a PROXY v2 header; none: anybody, without one.
+    pub(crate) balancers: Option<Networks>,
     /// With its network, when we add it to an interface.
     pub(crate) claim: Option<IpNet>,
 }
@@ -27,9 +28,13 @@ pub(crate) fn wanted(config: &Config) -> Result<Vec<Wanted>, Failure> {
     let claims = claims(config)?;
     let proxied = Proxied::of(&config.server)
         .map_err(|error| Failure::config(format!("server.proxy_protocol: {error}")))?;
+    let balancers = config
+        .server
+        .balancers()
+        .map_err(|error| Failure::config(format!("server.proxy_protocol_networks: {error}")))?;
     let of = |address: SocketAddr| Wanted {
         address,
-        is_proxied: proxied.contains(address),
+        balancers: proxied.contains(address).then(|| balancers.clone()),
         claim: claims
             .iter()
             .copied()

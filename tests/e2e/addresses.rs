@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
+use fleet_protocol::proxy_header;
 use fleet_tests::gateway::{Gateway, texts};
 use fleet_tests::https::TlsStream;
 use fleet_tests::process::{binary, run, signal};
@@ -156,6 +157,39 @@ fn a_reload_adds_and_withdraws_without_touching_connections() {
 }
 
 #[test]
+fn a_reload_turns_proxy_headers_on_and_off() {
+    let port = port::free();
+    let address = format!("127.0.0.1:{port}");
+    let gateway = Gateway::options().file(&yaml(&[&address])).start();
+    assert!(is_served(&gateway, &address));
+    let proxied = format!(
+        "{}  proxy_protocol: [all]\n  proxy_protocol_networks: [\"127.0.0.0/8\"]\n",
+        yaml(&[&address])
+    );
+    let client = "192.0.2.7:40000".parse().unwrap();
+    let header = proxy_header::encode(client, gateway.address);
+    let is_served_behind = || {
+        let mut socket = TcpStream::connect(&address).unwrap();
+        let stream = socket
+            .write_all(&header)
+            .and_then(|()| gateway.https.handshake_later(socket));
+        let asked = stream.and_then(|mut stream| ask(&mut stream));
+        asked.is_ok_and(|text| text.contains("node_invalid"))
+    };
+    for (config, is_due) in [(&proxied, true), (&yaml(&[&address]), false)] {
+        gateway.write_config(config);
+        let (out, error) = texts(&gateway.command(&["reload"]));
+        assert!(out.contains("in another way"), "{out}{error}");
+        assert!(!out.contains("next start"), "{out}");
+        // Both workers have heard when neither takes the other way any more.
+        wait::until("the header is due, or not", || {
+            let holds = |_| is_served_behind() == is_due && is_served(&gateway, &address) != is_due;
+            (0..8).all(holds).then_some(())
+        });
+    }
+}
+
+#[test]
 fn a_wrong_configuration_changes_nothing() {
     let port = port::free();
     let address = format!("127.0.0.1:{port}");
@@ -163,7 +197,7 @@ fn a_wrong_configuration_changes_nothing() {
     gateway.write_config("server:\n  address: nonsense\n  backlog: none\n");
     let output = gateway.command(&["reload"]);
     let (_, error) = texts(&output);
-    assert!(!output.status.success());
+    assert_eq!(output.status.code(), Some(78), "{error}");
     assert!(
         error.contains("nonsense") && error.contains("backlog"),
         "{error}"

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod agents;
+mod claims;
 mod cli;
 mod contract;
 mod crash;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fleet_protocol::limits;
+use fleet_protocol::networks::Networks;
 use fleet_protocol::reject::Reject;
 use fleet_protocol::stats::{Handshake, ProxyHeader};
 
@@ -50,12 +51,13 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// `tls` is `None` when TLS is ended elsewhere. `is_proxied`: it must begin with a PROXY header.
+    /// `tls` is `None` when TLS is ended elsewhere. `balancers`: it must begin with a PROXY header of one
+    /// of them.
     pub(crate) fn new(
         tls: Option<&Arc<rustls::ServerConfig>>,
         policy: Rc<Policy>,
         peer: SocketAddr,
-        is_proxied: bool,
+        balancers: Option<&Networks>,
         now: Instant,
     ) -> Result<Self, tls::Error> {
         let mut connection = Self {
@@ -73,10 +75,9 @@ impl Connection {
             handshake: None,
             proxy_header: None,
         };
-        if is_proxied {
-            connection.expect_header(tls);
-        } else {
-            connection.begin(tls, now)?;
+        match balancers {
+            Some(balancers) => connection.expect_header(tls, balancers),
+            None => connection.begin(tls, now)?,
         }
         Ok(connection)
     }

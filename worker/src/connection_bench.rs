@@ -108,11 +108,12 @@ impl Bench {
         is_proxied: bool,
     ) -> Self {
         let policy = Rc::new(Policy::of(server).unwrap());
+        let balancers = is_proxied.then(|| server.balancers().unwrap());
         let now = Instant::now();
         let tls = client.as_ref().map(|_| &identity().server);
         let peer = peer.parse().unwrap();
         Self {
-            connection: Connection::new(tls, policy, peer, is_proxied, now).unwrap(),
+            connection: Connection::new(tls, policy, peer, balancers.as_ref(), now).unwrap(),
             client,
             scratch: Scratch::default(),
             now,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fleet_protocol::limits;
+use fleet_protocol::networks::Networks;
 use fleet_protocol::proxy_header::{self, HEADER_BYTES_MAX, Origin, SIGNATURE};
 use fleet_protocol::stats::ProxyHeader;
 
@@ -21,8 +22,12 @@ impl Connection {
 
     /// Waits for the header, if this peer may send one. TLS begins behind it, so that a connection that sends none
     /// costs nothing.
-    pub(super) fn expect_header(&mut self, tls: Option<&Arc<rustls::ServerConfig>>) {
-        if self.policy.balancers.contains(self.peer.ip()) {
+    pub(super) fn expect_header(
+        &mut self,
+        tls: Option<&Arc<rustls::ServerConfig>>,
+        balancers: &Networks,
+    ) {
+        if balancers.contains(self.peer.ip()) {
             let tls = tls.cloned();
             self.phase = Phase::Preface { tls };
         } else {

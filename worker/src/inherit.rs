@@ -162,7 +162,7 @@ mod tests {
         let claim = slot::Listener {
             address,
             fd,
-            is_proxied: false,
+            balancers: None,
         };
         let socket = inheritance.listener(&claim).unwrap();
         assert!(socket.tcp_nodelay().unwrap());
@@ -181,7 +181,7 @@ mod tests {
             inheritance.listener(&slot::Listener {
                 address,
                 fd,
-                is_proxied: false,
+                balancers: None,
             })
         };
         // All open before the first is taken and closed, so that no number comes back.

@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use fleet_protocol::networks::Networks;
 use fleet_protocol::slot;
 use fleet_protocol::stats::ListenerStats;
 use tokio::sync::Notify;
@@ -13,8 +14,8 @@ use tokio::sync::Notify;
 /// See the module.
 pub(crate) struct Listening {
     pub(crate) address: SocketAddr,
-    /// Whether each connection begins with a PROXY v2 header.
-    pub(crate) is_proxied: bool,
+    /// Who may connect here, each time with a PROXY v2 header; anybody without one if none.
+    pub(crate) balancers: Option<Networks>,
     open: Cell<u32>,
     accepted: Cell<u64>,
     refused: Cell<u64>,
@@ -26,7 +27,7 @@ impl Listening {
     pub(crate) fn new(listener: &slot::Listener) -> Rc<Self> {
         Rc::new(Self {
             address: listener.address,
-            is_proxied: listener.is_proxied,
+            balancers: listener.balancers.clone(),
             open: Cell::new(0),
             accepted: Cell::new(0),
             refused: Cell::new(0),

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use fleet_protocol::config::Server;
-use fleet_protocol::networks::Networks;
 use fleet_protocol::trusted_proxies::TrustedProxies;
 
 /// See the module.
@@ -16,8 +15,6 @@ pub(crate) struct Policy {
     pub(crate) may_reuse: Cell<bool>,
     /// How long a connection waits for another request.
     pub(crate) keep_alive_idle: Duration,
-    /// Who may send PROXY headers.
-    pub(crate) balancers: Networks,
     /// Whose HTTP headers are believed about a client's address.
     pub(crate) trusted_proxies: TrustedProxies,
 }
@@ -28,9 +25,6 @@ impl Policy {
             path_prefix: server.path_prefix(),
             may_reuse: Cell::new(server.keepalive),
             keep_alive_idle: server.keepalive_idle,
-            balancers: server
-                .balancers()
-                .context("server.proxy_protocol_networks")?,
             trusted_proxies: server
                 .trusted_proxies
                 .parse()

@@ -104,7 +104,7 @@ impl Bench {
             let listener = slot::Listener {
                 address,
                 fd: 0,
-                is_proxied: false,
+                balancers: None,
             };
             let listeners = vec![(listener, socket)];
             serve(Worker::new(&start)?, Channel::new(child), listeners)

@@ -109,11 +109,11 @@ impl Session {
     ) -> Result<Box<Self>, tls::Error> {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let policy = Rc::clone(&worker.policy);
-        let (is_proxied, now) = (permit.listening.is_proxied, Instant::now());
+        let (balancers, now) = (permit.listening.balancers.as_ref(), Instant::now());
         Ok(Box::new(Self {
             worker: Rc::clone(worker),
             stream: Stream::new(socket),
-            connection: Connection::new(worker.tls.as_ref(), policy, peer, is_proxied, now)?,
+            connection: Connection::new(worker.tls.as_ref(), policy, peer, balancers, now)?,
             unwritten: Vec::new(),
             pending: None,
             exchange: None,

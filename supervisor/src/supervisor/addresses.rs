@@ -1,13 +1,13 @@
 //! What the supervisor does for its addresses: reloads, claims, what workers are told.
 
-use fleet_protocol::admin::Reloaded;
-use ipnet::IpNet;
-
 use super::{Phase, Supervisor};
+use crate::addresses::Difference;
+use crate::claiming::News;
 use crate::exit::Failure;
 use crate::local_addresses::LocalAddresses;
 use crate::settings::Settings;
 use crate::{reload, wanted};
+use fleet_protocol::admin::Reloaded;
 
 impl Supervisor {
     /// Takes what the configuration says now, as far as that can be done while serving. A configuration that is wrong
@@ -17,19 +17,28 @@ impl Supervisor {
             return Err(Failure::unavailable("the server is stopping"));
         }
         let Settings {
-            config, warnings, ..
+            config,
+            mut warnings,
+            ..
         } = (self.setup.reread)()?;
         let wanted = wanted::wanted(&config)?;
         let now = self.now();
         let at_next_start = reload::take(&mut self.setup.config, &config);
-        let (added, withdrawn) = self.setup.addresses.want(&self.setup.config, wanted, now);
-        tracing::info!(?added, ?withdrawn, "reloaded");
+        let Difference {
+            added,
+            changed,
+            withdrawn,
+        } = self.setup.addresses.want(&self.setup.config, wanted, now);
+        tracing::info!(?added, ?changed, ?withdrawn, "reloaded");
         self.tend_addresses();
         self.publish();
-        self.setup.write_addresses()?;
+        if let Err(failure) = self.setup.write_addresses() {
+            warnings.push(failure.to_string());
+        }
         Ok(Reloaded {
             added,
             withdrawn,
+            changed,
             at_next_start,
             warnings,
         })
@@ -37,11 +46,17 @@ impl Supervisor {
 
     pub(super) fn take_hang_up(&mut self) {
         match self.reload() {
-            Ok(reloaded) if reloaded.at_next_start.is_empty() => {}
-            Ok(reloaded) => tracing::warn!(
-                "these options have changed and take effect at the next start: {}",
-                reloaded.at_next_start.join(", ")
-            ),
+            Ok(reloaded) => {
+                for warning in &reloaded.warnings {
+                    tracing::warn!("{warning}");
+                }
+                if !reloaded.at_next_start.is_empty() {
+                    tracing::warn!(
+                        "these options have changed and take effect at the next start: {}",
+                        reloaded.at_next_start.join(", ")
+                    );
+                }
+            }
             Err(failure) => {
                 tracing::error!("SIGHUP: nothing is changed: {failure}");
             }
@@ -61,9 +76,13 @@ impl Supervisor {
         self.update_listeners();
     }
 
-    pub(super) fn hear_claim(&mut self, claim: IpNet, refusal: Option<&str>) {
+    /// Hears of many at once: what follows is done once for all.
+    pub(super) fn hear_claims(&mut self, news: impl Iterator<Item = News>) {
         let now = self.now();
-        self.setup.addresses.hear_claim(claim, refusal, now);
+        for (claim, refusal) in news {
+            let refusal = refusal.as_deref();
+            self.setup.addresses.hear_claim(claim, refusal, now);
+        }
         self.tend_addresses();
         self.publish();
     }
