@@ -2,21 +2,23 @@
 //!
 //! hickory's parser and writer stand behind it, not its server: that has no bound on TCP connections, and logs each
 //! question. Invariants: one question of a socket at a time, answered from memory; a UDP answer that cannot be sent at
-//! once is dropped, since the client asks again; a bounded number of TCP connections, each with a deadline.
+//! once is dropped, since the client asks again; a bounded number of TCP connections, in all and of one source, each with a
+//! deadline that nothing puts off.
 
 mod answer;
 mod order;
 
-use std::net::{SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use fleet_protocol::config::Dns;
 use fleet_protocol::slot::Gateway;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::exit::Failure;
@@ -30,6 +32,11 @@ const OPTION: &str = "addresses.dns.listen";
 const QUESTION_BYTES_MAX: usize = 4096;
 /// TCP connections of one listener at once; more wait in its backlog.
 const CONNECTIONS_MAX: usize = 64;
+/// Of these, connections of one [`source`]: nobody takes all places alone. A resolver asks by TCP only what did not fit in
+/// a packet, and over one connection or a few.
+const CONNECTIONS_PER_SOURCE_MAX: usize = 8;
+/// From a connection's start to its end, however busy it is: places come free at that rate at least.
+const CONNECTION_SPAN_MAX: Duration = Duration::from_secs(10);
 /// Questions on one TCP connection.
 const QUESTIONS_MAX: usize = 100;
 /// From a connection's start, or the last answer, to the end of the next question; and for an answer to be taken.
@@ -148,6 +155,8 @@ async fn serve_udp(socket: UdpSocket, zone: Arc<Zone>, gateway: watch::Receiver<
 
 async fn serve_tcp(listener: TcpListener, zone: Arc<Zone>, gateway: watch::Receiver<Arc<Gateway>>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // As many as there are places: what has ended is left out before one is added.
+    let mut open: Vec<(IpAddr, Weak<OwnedSemaphorePermit>)> = Vec::with_capacity(CONNECTIONS_MAX);
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
@@ -160,12 +169,29 @@ async fn serve_tcp(listener: TcpListener, zone: Arc<Zone>, gateway: watch::Recei
                 continue;
             }
         };
+        open.retain(|(_, place)| place.strong_count() > 0);
+        let source = source(from.ip());
+        if open.iter().filter(|(other, _)| *other == source).count() >= CONNECTIONS_PER_SOURCE_MAX {
+            tracing::debug!(%from, "a DNS connection is one too many of its source");
+            continue;
+        }
+        let place = Arc::new(place);
+        open.push((source, Arc::downgrade(&place)));
         let (zone, gateway) = (Arc::clone(&zone), gateway.clone());
         tokio::spawn(async move {
             // Whatever goes wrong on it, the connection ends, and the client tries again.
-            let _ = converse(stream, from, &zone, &gateway).await;
+            let talk = converse(stream, from, &zone, &gateway);
+            let _ = timeout(CONNECTION_SPAN_MAX, talk).await;
             drop(place);
         });
+    }
+}
+
+/// Who a connection counts for: an IPv4 address, or the /64 of an IPv6 one, in which a host has as many as it likes.
+fn source(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+        ip => ip,
     }
 }
 

@@ -15,9 +15,11 @@ use fleet_protocol::address::AddressState;
 use fleet_protocol::address_list;
 use fleet_protocol::admin::{Reply, Request};
 use fleet_protocol::config::{Config, Server as ServerOptions};
+use fleet_protocol::proxied::Proxied;
 
 use crate::ask::ask;
 use crate::exit::Failure;
+use crate::sizing::workers;
 use crate::{machine, spread};
 
 /// A balancer has no more ports than that toward one address of a gateway (the system's default range,
@@ -178,13 +180,6 @@ fn is_here(address: SocketAddr) -> bool {
     address.ip().is_loopback() || machine::addresses().contains(&address.ip())
 }
 
-fn workers(config: &Config) -> u16 {
-    match config.workers.count {
-        0 => machine::parallelism(),
-        count => count,
-    }
-}
-
 /// This server's addresses: of the running one, or, if none runs, of the configuration.
 fn own(config: &Config, state_dir: &Path) -> Result<Vec<Server>, Failure> {
     let (addresses, workers) = match ask(state_dir, &Request::Status) {
@@ -234,23 +229,13 @@ fn bounded(connections: u64) -> u64 {
 
 /// Addresses of the configuration, and whether connections to them begin with a PROXY header.
 fn configured(server: &ServerOptions) -> Result<Vec<(SocketAddr, bool)>, Failure> {
-    let list = |option: &str, entries: &[String]| {
-        address_list::sockets(entries)
-            .map_err(|error| Failure::config(format!("{option}: {error}")))
-    };
-    let addresses = list("server.address", &server.address)?;
-    let has_all = server
-        .proxy_protocol
-        .iter()
-        .any(|entry| entry.trim() == "all");
-    let proxied = if has_all {
-        addresses.clone()
-    } else {
-        list("server.proxy_protocol", &server.proxy_protocol)?
-    };
+    let addresses = address_list::sockets(&server.address)
+        .map_err(|error| Failure::config(format!("server.address: {error}")))?;
+    let proxied = Proxied::of(server)
+        .map_err(|error| Failure::config(format!("server.proxy_protocol: {error}")))?;
     let each = addresses.into_iter();
     Ok(each
-        .map(|address| (address, proxied.contains(&address)))
+        .map(|address| (address, proxied.contains(address)))
         .collect())
 }
 

@@ -5,9 +5,9 @@ use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// Writes a file beside its place and moves it there. The name of the temporary file is new, so that a link which lies
-/// in wait for us is not followed.
-pub(crate) fn replace(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+/// Writes a file beside its place, with exactly this mode, and moves it there. The name of the temporary file is new, so
+/// that a link which lies in wait for us is not followed. A link at `path` itself is replaced, not followed.
+pub fn replace(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     let parent = path.parent().unwrap_or_else(|| Path::new("/"));
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.new", std::process::id()));

@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod capacity;
+pub mod disk;
 pub mod document;
 pub mod finding;
 pub mod kernel;
@@ -17,5 +18,4 @@ pub mod settings;
 pub mod size;
 pub mod value;
 
-mod disk;
 mod text;

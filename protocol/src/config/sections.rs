@@ -90,7 +90,7 @@ section! {
         /// How long resolvers may remember an answer.
         #[serde(with = "super::keys::span")]
         ttl: Duration = Duration::from_secs(10);
-        /// Most addresses in one answer; 0 for all.
+        /// Most addresses in one answer; 0 for all. By UDP at most 16, whatever is set.
         answers_max: u16 = 8;
     }
 }

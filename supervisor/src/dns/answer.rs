@@ -1,9 +1,10 @@
 //! From the bytes of a question to the bytes of its answer. Pure but for the turns.
 //!
 //! The one name that is delegated to us is a zone of its own: its apex has addresses, SOA and NS, and nothing is below
-//! it. We never ask anybody else. When nothing serves we answer SERVFAIL: it is not remembered as an absence, and a
-//! resolver goes on to the next server of the delegation, which is another gateway; the whole list would send agents to
-//! where nobody listens, and an empty answer would be remembered until the SOA's minimum.
+//! it. We never ask anybody else. When nothing serves, or nothing of a family that is configured, we answer SERVFAIL: it is
+//! not remembered as an absence, and a resolver goes on to the next server of the delegation, which is another gateway;
+//! the whole list would send agents to where nobody listens, and an empty answer would be remembered until the SOA's
+//! minimum.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,12 +20,16 @@ use hickory_server::proto::serialize::binary::BinEncoder;
 use hickory_server::server::Request;
 use hickory_server::zone_handler::MessageResponseBuilder;
 
-use super::order::{Family, has_any, order};
+use super::order::{Family, is_lost, order};
 
 /// Largest UDP answer, as most servers have it: it passes everywhere in one packet.
 const UDP_BYTES_MAX: u16 = 1232;
 /// What every client takes on UDP.
 const UDP_BYTES_MIN: u16 = 512;
+/// Most addresses in a UDP answer, whatever is configured: who asks may have named another as the sender, who would get
+/// the answer, and 16 are some nine times the question (AAAA: 15 times). Each is a whole set, as those of `answers_max`
+/// are: what is told is chosen anew for each answer, so it is no part of a list of which the rest must come by TCP.
+const UDP_ADDRESSES_MAX: usize = 16;
 /// Records after the question of a question: EDNS, and room for a signature that we do not look at.
 const EXTRAS_MAX: u16 = 2;
 /// EDNS version that we do not know.
@@ -130,12 +135,12 @@ impl Zone {
         let content = if request.version() > 0 {
             Content::error(BAD_VERSION)
         } else {
-            self.content(query, gateway)
+            self.content(query, transport, gateway)
         };
         encode(&request, content, transport).or_else(|| Some(refusal(head, ResponseCode::ServFail)))
     }
 
-    fn content(&self, query: &LowerQuery, gateway: &Gateway) -> Content {
+    fn content(&self, query: &LowerQuery, transport: Transport, gateway: &Gateway) -> Content {
         let name = query.name();
         let is_known_class = matches!(query.query_class(), DNSClass::IN | DNSClass::ANY);
         let kind = query.query_type();
@@ -153,12 +158,15 @@ impl Zone {
         }
         // As it was asked, in its mixture of cases.
         let owner = query.original().name();
+        let family = match kind {
+            RecordType::A => Some(Family::V4),
+            RecordType::AAAA => Some(Family::V6),
+            _ => None,
+        };
+        if family.is_some_and(|family| gateway.is_draining || is_lost(gateway, family)) {
+            return Content::error(ResponseCode::ServFail);
+        }
         let answers = match kind {
-            RecordType::A | RecordType::AAAA if gateway.is_draining || !has_any(gateway) => {
-                return Content::error(ResponseCode::ServFail);
-            }
-            RecordType::A => self.addresses(owner, Family::V4, gateway),
-            RecordType::AAAA => self.addresses(owner, Family::V6, gateway),
             RecordType::NS => self.nameservers(owner),
             RecordType::SOA => vec![self.soa(owner.clone())],
             // All that there is would be an answer many times the question's size, to whoever is named as its sender;
@@ -167,7 +175,9 @@ impl Zone {
                 owner,
                 RData::HINFO(HINFO::new("RFC8482".into(), String::new())),
             )],
-            _ => Vec::new(),
+            _ => family.map_or_else(Vec::new, |family| {
+                self.addresses(owner, family, transport, gateway)
+            }),
         };
         Content {
             code: ResponseCode::NoError,
@@ -177,7 +187,17 @@ impl Zone {
         }
     }
 
-    fn addresses(&self, owner: &Name, family: Family, gateway: &Gateway) -> Vec<Record> {
+    fn addresses(
+        &self,
+        owner: &Name,
+        family: Family,
+        transport: Transport,
+        gateway: &Gateway,
+    ) -> Vec<Record> {
+        let answers_max = match transport {
+            Transport::Udp => self.answers_max.min(UDP_ADDRESSES_MAX),
+            Transport::Tcp => self.answers_max,
+        };
         let [v4, v6] = &self.turns;
         let turns = match family {
             Family::V4 => v4,
@@ -186,7 +206,7 @@ impl Zone {
         let turn = turns.fetch_add(1, Ordering::Relaxed);
         order(gateway, family, turn)
             .into_iter()
-            .take(self.answers_max)
+            .take(answers_max)
             .map(|ip| match ip {
                 IpAddr::V4(ip) => self.record(owner, RData::A(A(ip))),
                 IpAddr::V6(ip) => self.record(owner, RData::AAAA(AAAA(ip))),

@@ -1,5 +1,6 @@
 use std::net::Ipv4Addr;
 
+use fleet_protocol::address::AddressState;
 use hickory_server::proto::op::{Message, MessageType, OpCode, Query};
 use proptest::prelude::*;
 
@@ -151,14 +152,32 @@ fn when_nothing_serves_resolvers_are_sent_on() {
     some.is_draining = true;
     assert_eq!(code(&some), ResponseCode::ServFail);
     assert_eq!(code(&gateway(0, 0)), ResponseCode::ServFail);
-    // IPv6 serves, so this is no failure but an absence.
-    assert_eq!(code(&gateway(0, 1)), ResponseCode::NoError);
+    // IPv6 serves, and no IPv4 is configured, so this is no failure but an absence.
+    let absent = ask(&zone, &gateway(0, 1), &question);
+    assert_eq!(absent.metadata.response_code, ResponseCode::NoError);
+    assert_eq!((absent.answers.len(), absent.authorities.len()), (0, 1));
+    // It is configured and does not serve: an absence would be remembered for the minimum of the SOA.
+    let mut half = gateway(1, 1);
+    half.addresses[0].state = AddressState::Degraded;
+    let lost = ask(&zone, &half, &question);
+    assert_eq!(lost.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!((lost.answers.len(), lost.authorities.len()), (0, 0));
+    let sixth = self::question("fleet.example.com.", RecordType::AAAA);
+    assert_eq!(addresses(&ask(&zone, &half, &sixth)), ["2001:db8::1"]);
+    half.addresses[0].state = AddressState::Leaving;
+    assert_eq!(code(&half), ResponseCode::NoError);
 }
 
 #[test]
 fn answers_fit_what_the_client_takes() {
-    let (zone, gateway) = (zone(|dns| dns.answers_max = 0), gateway(250, 0));
-    let plain = question("fleet.example.com.", RecordType::A);
+    let label = "a".repeat(60);
+    let long = format!("{label}.{label}.example.com.");
+    let zone = zone(|dns| {
+        dns.name.clone_from(&long);
+        dns.answers_max = 0;
+    });
+    let gateway = gateway(0, 250);
+    let plain = question(&long, RecordType::AAAA);
     let with_edns = |bytes: u16, version: u8| {
         let mut message = plain.clone();
         let mut edns = Edns::new();
@@ -169,29 +188,52 @@ fn answers_fit_what_the_client_takes() {
     let bytes = ask_bytes(&zone, &gateway, &plain, Transport::Udp);
     let answer = Message::from_vec(&bytes).unwrap();
     assert!(answer.metadata.truncation && answer.answers.is_empty());
-    assert!(bytes.len() < 100, "{}", bytes.len());
+    assert!(bytes.len() < 200, "{}", bytes.len());
     for asked in [0, 512, 1232, 65_535] {
         let message = with_edns(asked, 0);
         let bytes = ask_bytes(&zone, &gateway, &message, Transport::Udp);
         assert!(bytes.len() <= 1232 && bytes.len() <= usize::from(asked.max(512)));
         let answer = Message::from_vec(&bytes).unwrap();
-        assert!(answer.metadata.truncation);
+        // 16 addresses of 28 bytes behind a name of 135.
+        assert_eq!(answer.metadata.truncation, asked <= 512, "{asked}");
+        assert_eq!(answer.answers.len(), if asked <= 512 { 0 } else { 16 });
         assert_eq!(answer.edns.unwrap().max_payload(), 1232);
         let bytes = ask_bytes(&zone, &gateway, &message, Transport::Tcp);
         let answer = Message::from_vec(&bytes).unwrap();
         assert!(!answer.metadata.truncation);
         assert_eq!(answer.answers.len(), 250);
     }
-    // The usual answer is small: all names but one are compressed.
-    let usual = self::zone(|_| {});
-    let bytes = ask_bytes(&usual, &gateway, &plain, Transport::Udp);
-    assert_eq!(Message::from_vec(&bytes).unwrap().answers.len(), 8);
-    assert!(bytes.len() <= 12 + 23 + 19 + 8 * 16, "{}", bytes.len());
     let answer = ask(&zone, &gateway, &with_edns(1232, 1));
     // One number has two names: 16 is BADSIG, too.
     let code = u16::from(answer.metadata.response_code);
     assert_eq!(code, u16::from(ResponseCode::BADVERS));
     assert!(answer.answers.is_empty());
+}
+
+#[test]
+fn packets_hold_a_bounded_part_of_all() {
+    let gateway = gateway(250, 250);
+    let all = zone(|dns| dns.answers_max = 0);
+    let usual = zone(|_| {});
+    for (kind, record_bytes) in [(RecordType::A, 16), (RecordType::AAAA, 28)] {
+        let question = question("fleet.example.com.", kind);
+        let of = |zone: &Zone, transport| {
+            let bytes = ask_bytes(zone, &gateway, &question, transport);
+            (bytes.len(), Message::from_vec(&bytes).unwrap())
+        };
+        // All names but one (of 19 bytes) are compressed to 2. Nobody has to come again by TCP.
+        let asked = question.to_vec().unwrap().len();
+        let (bytes, answer) = of(&all, Transport::Udp);
+        assert_eq!(bytes, asked + 17 + UDP_ADDRESSES_MAX * record_bytes);
+        assert!(bytes <= UDP_BYTES_MIN.into() && !answer.metadata.truncation);
+        let first = addresses(&answer);
+        let (_, answer) = of(&all, Transport::Udp);
+        // The turns pass by every address all the same.
+        assert_eq!(addresses(&answer)[..15], first[1..]);
+        assert_eq!(of(&all, Transport::Tcp).1.answers.len(), 250);
+        assert_eq!(of(&usual, Transport::Udp).1.answers.len(), 8);
+        assert_eq!(of(&usual, Transport::Tcp).1.answers.len(), 8);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use fleet_protocol::address::AddressState;
+use fleet_protocol::address::{AddressState, AddressView};
 use fleet_protocol::slot::Gateway;
 
 /// The two kinds of addresses.
@@ -56,20 +56,29 @@ pub(crate) fn order(gateway: &Gateway, family: Family, turn: u64) -> Vec<IpAddr>
     banded.into_iter().map(|(_, ip)| ip).collect()
 }
 
-/// Whether agents can be sent anywhere at all.
-pub(crate) fn has_any(gateway: &Gateway) -> bool {
-    [Family::V4, Family::V6]
-        .into_iter()
-        .any(|family| !loads(gateway, family).is_empty())
+/// Whether a family has nothing to tell that it should have: it is configured, or nothing serves in any family. Otherwise
+/// an empty [`order`] is an absence.
+pub(crate) fn is_lost(gateway: &Gateway, family: Family) -> bool {
+    let has = |family, is_meant: fn(AddressState) -> bool| {
+        views(gateway, family).any(|view| is_meant(view.state))
+    };
+    let serves = |family| has(family, |state| state == AddressState::Serving);
+    let is_configured = has(family, |state| state != AddressState::Leaving);
+    !serves(family) && (is_configured || ![Family::V4, Family::V6].into_iter().any(serves))
 }
 
-/// Each address that can be told with its open connections, over all its ports. A wildcard is no address to connect to.
+/// A wildcard is no address to connect to.
+fn views(gateway: &Gateway, family: Family) -> impl Iterator<Item = &AddressView> {
+    gateway.addresses.iter().filter(move |view| {
+        let ip = view.address.ip();
+        family.has(ip) && !ip.is_unspecified()
+    })
+}
+
+/// Each address that can be told with its open connections, over all its ports.
 fn loads(gateway: &Gateway, family: Family) -> Vec<(IpAddr, u64)> {
     let mut loads: Vec<(IpAddr, u64)> = Vec::new();
-    let serving = gateway.addresses.iter().filter(|view| {
-        let ip = view.address.ip();
-        view.state == AddressState::Serving && family.has(ip) && !ip.is_unspecified()
-    });
+    let serving = views(gateway, family).filter(|view| view.state == AddressState::Serving);
     for view in serving {
         let ip = view.address.ip();
         match loads.iter_mut().find(|(known, _)| *known == ip) {
@@ -85,7 +94,6 @@ pub(crate) mod tests {
     use std::collections::HashMap;
     use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-    use fleet_protocol::address::AddressView;
     use proptest::prelude::*;
 
     use super::*;
@@ -151,9 +159,32 @@ pub(crate) mod tests {
             .push(view(SocketAddr::new(v4(3), 8081), 0));
         assert_eq!(order(&gateway, Family::V4, 0), [v4(3)]);
         assert_eq!(order(&gateway, Family::V6, 7), [Ipv6Addr::LOCALHOST]);
-        assert!(has_any(&gateway));
-        gateway.addresses.truncate(2);
-        assert!(!has_any(&gateway));
+    }
+
+    #[test]
+    fn a_family_is_absent_only_when_nobody_wants_it() {
+        let mut gateway = gateway(&[0, 0]);
+        gateway
+            .addresses
+            .push(view((Ipv6Addr::UNSPECIFIED, 8080).into(), 0));
+        let lost = |gateway: &Gateway| [Family::V4, Family::V6].map(|of| is_lost(gateway, of));
+        // A wildcard is nothing to tell, so IPv6 is not configured.
+        assert_eq!(lost(&gateway), [false, false]);
+        gateway.addresses[0].state = AddressState::Degraded;
+        assert_eq!(lost(&gateway), [false, false]);
+        gateway.addresses[1].state = AddressState::Degraded;
+        assert_eq!(lost(&gateway), [true, true]);
+        gateway
+            .addresses
+            .push(view((Ipv6Addr::LOCALHOST, 8080).into(), 0));
+        assert_eq!(lost(&gateway), [true, false]);
+        for view in &mut gateway.addresses[..2] {
+            view.state = AddressState::Leaving;
+        }
+        // Withdrawn for good, and IPv6 serves.
+        assert_eq!(lost(&gateway), [false, false]);
+        gateway.addresses.pop();
+        assert_eq!(lost(&gateway), [true, true]);
     }
 
     proptest! {

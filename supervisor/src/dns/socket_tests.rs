@@ -1,8 +1,11 @@
+use std::io;
 use std::net::Ipv4Addr;
+use std::time::Instant;
 
 use fleet_protocol::config::Dns;
 use hickory_server::proto::op::{Message, MessageType, OpCode, Query};
 use hickory_server::proto::rr::{Name, RecordType};
+use tokio::net::TcpSocket;
 
 use super::order::tests::view;
 use super::*;
@@ -50,26 +53,51 @@ async fn packets_are_answered_whatever_came_before_them() {
     assert_eq!((answer.metadata.id, answer.answers.len()), (7, 1));
 }
 
-#[tokio::test]
-async fn connections_are_bounded_and_give_way() {
+/// A connection from 127.0.0.`last`.
+async fn connect(last: u8, address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
+/// How many addresses the answer has.
+async fn ask(stream: &mut TcpStream) -> io::Result<usize> {
+    let question = question();
+    let mut framed = u16::try_from(question.len())
+        .unwrap()
+        .to_be_bytes()
+        .to_vec();
+    framed.extend_from_slice(&question);
+    stream.write_all(&framed).await?;
+    let bytes = within(stream.read_u16()).await?;
+    let mut answer = vec![0; bytes.into()];
+    within(stream.read_exact(&mut answer)).await?;
+    Ok(Message::from_vec(&answer).unwrap().answers.len())
+}
+
+async fn listening() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(serve_tcp(listener, zone(), gateway()));
+    address
+}
+
+#[tokio::test]
+async fn connections_are_bounded_and_give_way() {
+    let address = listening().await;
     // They take every place and say nothing.
     let mut idle = Vec::new();
-    for _ in 0..CONNECTIONS_MAX {
-        idle.push(TcpStream::connect(address).await.unwrap());
+    for source in 2.. {
+        if idle.len() == CONNECTIONS_MAX {
+            break;
+        }
+        for _ in 0..CONNECTIONS_PER_SOURCE_MAX {
+            idle.push(connect(source, address).await);
+        }
     }
-    let mut client = TcpStream::connect(address).await.unwrap();
-    let question = question();
-    let length = u16::try_from(question.len()).unwrap();
+    let mut client = connect(1, address).await;
     for _ in 0..3 {
-        client.write_u16(length).await.unwrap();
-        client.write_all(&question).await.unwrap();
-        let bytes = within(client.read_u16()).await.unwrap();
-        let mut answer = vec![0; bytes.into()];
-        within(client.read_exact(&mut answer)).await.unwrap();
-        assert_eq!(Message::from_vec(&answer).unwrap().answers.len(), 1);
+        assert_eq!(ask(&mut client).await.unwrap(), 1);
     }
     for mut stream in idle {
         assert_eq!(within(stream.read(&mut [0])).await.unwrap(), 0);
@@ -77,6 +105,62 @@ async fn connections_are_bounded_and_give_way() {
     // Longer than a question can be.
     client.write_u16(u16::MAX).await.unwrap();
     assert_eq!(within(client.read(&mut [0])).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn one_source_leaves_places_for_others() {
+    let address = listening().await;
+    let mut own = Vec::new();
+    for _ in 0..CONNECTIONS_PER_SOURCE_MAX {
+        let mut stream = connect(2, address).await;
+        assert_eq!(ask(&mut stream).await.unwrap(), 1);
+        own.push(stream);
+    }
+    let started = Instant::now();
+    assert!(ask(&mut connect(2, address).await).await.is_err());
+    // Not those who were there.
+    assert_eq!(ask(own.last_mut().unwrap()).await.unwrap(), 1);
+    assert_eq!(ask(&mut connect(3, address).await).await.unwrap(), 1);
+    // A place that is given back is there for the next, as soon as the end is seen.
+    own.pop();
+    let mut found = Err(io::ErrorKind::NotFound.into());
+    for _ in 0..50 {
+        found = ask(&mut connect(2, address).await).await;
+        if found.is_ok() {
+            break;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(found.unwrap(), 1);
+    // None of this waited for another connection to be idle too long.
+    assert!(started.elapsed() < IDLE_MAX, "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_busy_connection_ends_too() {
+    let mut client = connect(1, listening().await).await;
+    let started = Instant::now();
+    let mut asked = 0;
+    while asked < 60 && ask(&mut client).await.is_ok() {
+        asked += 1;
+        sleep(Duration::from_millis(500)).await;
+    }
+    let took = started.elapsed();
+    assert!(
+        took > IDLE_MAX && took < 2 * CONNECTION_SPAN_MAX,
+        "{took:?}"
+    );
+    assert!(asked < QUESTIONS_MAX.min(60), "{asked}");
+}
+
+#[test]
+fn a_network_of_one_host_is_one_source() {
+    let of = |text: &str| source(text.parse().unwrap()).to_string();
+    assert_eq!(of("192.0.2.1"), "192.0.2.1");
+    assert_eq!(of("::ffff:192.0.2.1"), "192.0.2.1");
+    assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    assert_eq!(of("2001:db8:1:2:ffff::"), "2001:db8:1:2::");
+    assert_ne!(of("2001:db8:1:3::"), of("2001:db8:1:2::"));
 }
 
 #[test]

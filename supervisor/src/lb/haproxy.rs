@@ -6,6 +6,9 @@ use std::path::Path;
 use super::{Layout, Listen, Server};
 use crate::exit::Failure;
 
+/// How each rendering begins, and so how one of ours is known again.
+pub(super) const HEAD: &str = "# Agents over gateways, rendered by `fleet-supervisor lb haproxy`.";
+
 /// What only HAProxy is told.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extras<'a> {
@@ -25,7 +28,7 @@ pub(super) fn render(layout: &Layout, extras: &Extras<'_>) -> Result<String, Fai
         String::new()
     };
     let mut out = format!(
-        "# Agents over gateways, rendered by `fleet-supervisor lb haproxy`. Render it again when addresses change.\n\
+        "{HEAD} Render it again when addresses change.\n\
          \n\
          global\n\
          \x20   user haproxy\n\

@@ -1,17 +1,23 @@
 //! `lb haproxy --install`: checked before it replaces anything, and never half written.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::Path;
 use std::process::{Command, Output};
 
+use fleet_sysctl::disk;
+
+use super::haproxy::HEAD;
 use crate::exit::Failure;
 
 /// Where HAProxy's packages look for it.
 const FILE: &str = "etc/haproxy/haproxy.cfg";
-/// Beside it: what stood there before.
+/// Beside it: what stood there before, and was not ours.
 const FORMER: &str = "haproxy.cfg.former";
+/// Beside it: what HAProxy is asked about.
+const NEW: &str = "haproxy.cfg.new";
+/// Readable by all: in what we render there is nothing secret.
+const MODE: u32 = 0o644;
 /// It is there where systemd is at work.
 const SYSTEMD: &str = "/run/systemd/system";
 
@@ -23,24 +29,27 @@ pub(super) fn install(text: &str, root: &Path) -> Result<(), Failure> {
     let unwritable =
         |error: io::Error| Failure::fatal(format!("cannot write {}: {error}", path.display()));
     fs::create_dir_all(directory).map_err(unwritable)?;
-    let new = directory.join("haproxy.cfg.new");
-    write_all(&new, text.as_bytes()).map_err(unwritable)?;
+    let new = directory.join(NEW);
+    write(&new, text).map_err(unwritable)?;
     let checked = check(&new);
-    if checked.is_err() {
-        let _ = fs::remove_file(&new);
-    }
+    let _ = fs::remove_file(&new);
     checked?;
-    let former = fs::read(&path).ok();
+    let former = read(&path)
+        .map_err(|error| Failure::fatal(format!("cannot read {}: {error}", path.display())))?;
     if former.as_deref() == Some(text.as_bytes()) {
-        fs::remove_file(&new).map_err(unwritable)?;
         println!("{} is as it should be.", path.display());
     } else {
-        if let Some(former) = former {
-            let kept = directory.join(FORMER);
-            write_bytes(&kept, &former).map_err(unwritable)?;
+        let kept = directory.join(FORMER);
+        if former.is_some_and(|former| is_to_be_kept(&former, &kept)) {
+            keep(&path, &kept).map_err(|error| {
+                Failure::fatal(format!(
+                    "cannot keep the former file as {}, so nothing is changed: {error}",
+                    kept.display()
+                ))
+            })?;
             println!("The former file is kept as {}.", kept.display());
         }
-        replace(&new, &path).map_err(unwritable)?;
+        write(&path, text).map_err(unwritable)?;
         println!("{} is written.", path.display());
     }
     if root != Path::new("/") {
@@ -48,6 +57,36 @@ pub(super) fn install(text: &str, root: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     start(&path)
+}
+
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A rendering of ours can be had again at any time; it must not take the place of what somebody wrote.
+fn is_to_be_kept(former: &[u8], kept: &Path) -> bool {
+    !former.starts_with(HEAD.as_bytes()) || fs::symlink_metadata(kept).is_err()
+}
+
+/// Gives the file at `path` the name `kept` as well, in place of what has that name. It is the same file and no copy: it
+/// may hold passwords, so whoever could not read it still cannot.
+fn keep(path: &Path, kept: &Path) -> io::Result<()> {
+    let mut name = kept.as_os_str().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let temporary = Path::new(&name);
+    // Ours of an interrupted run.
+    let _ = fs::remove_file(temporary);
+    fs::hard_link(path, temporary)?;
+    let renamed = fs::rename(temporary, kept);
+    // It is still there when that failed, and when both were names of one file already.
+    let _ = fs::remove_file(temporary);
+    renamed?;
+    // The former file must be safe under its new name before the old name leads elsewhere.
+    File::open(kept.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()
 }
 
 /// `haproxy -c`; the failure repeats what it says.
@@ -89,7 +128,7 @@ fn start(path: &Path) -> Result<(), Failure> {
 
 fn run(command: &mut Command, name: &str) -> Result<Output, Failure> {
     command.output().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Failure::fatal(format!(
+        ErrorKind::NotFound => Failure::fatal(format!(
             "{name} is not installed here; install its package (apt install haproxy) and do this again"
         )),
         _ => Failure::fatal(format!("cannot run {name}: {error}")),
@@ -102,37 +141,7 @@ fn said(output: &Output) -> String {
     text.trim_end().to_owned()
 }
 
-/// Puts `text` in place of a file, whole or not at all, readable by all: there is nothing secret in it.
+/// Puts `text` in place of a file, whole or not at all.
 pub(super) fn write(path: &Path, text: &str) -> io::Result<()> {
-    write_bytes(path, text.as_bytes())
-}
-
-fn write_bytes(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
-    write_all(&new, bytes)?;
-    replace(&new, path)
-}
-
-fn write_all(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o644)
-        .open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-fn replace(new: &Path, path: &Path) -> io::Result<()> {
-    fs::rename(new, path)?;
-    match path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
+    disk::replace(path, text.as_bytes(), MODE)
 }

@@ -1,3 +1,5 @@
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::process::Command;
 
 use super::*;
@@ -92,11 +94,34 @@ fn without_a_running_server_the_configuration_tells() {
         layout_of(&common(&[]), &config).unwrap().connections_max,
         200
     );
+    // What the server itself refuses is not rendered either.
+    config.server.proxy_protocol = vec!["192.0.2.99:8080".into()];
+    let failure = layout_of(&common(&[]), &config).unwrap_err();
+    assert_eq!(failure.code(), exit::CONFIG);
+    assert!(
+        failure.to_string().contains("server.proxy_protocol"),
+        "{failure}"
+    );
+    config.server.proxy_protocol.clear();
     // Ports of the balancer are the bound.
     config.tune.hosts = 0;
     config.server.connections_per_worker_max = 1_000_000;
     let layout = layout_of(&common(&[]), &config).unwrap();
     assert_eq!(layout.connections_max, 3 * CONNECTIONS_PER_ADDRESS_MAX);
+}
+
+#[test]
+fn workers_are_counted_as_the_server_counts_them() {
+    let mut config = Config::default();
+    config.server.connections_per_worker_max = 3;
+    let mut common = common(&["192.0.2.1:8080"]);
+    common.connections = None;
+    for count in [0, 7] {
+        config.workers.count = count;
+        let held = 3 * u64::from(crate::sizing::workers(&config));
+        let layout = layout_of(&common, &config).unwrap();
+        assert_eq!(layout.servers[0].connections_max, held);
+    }
 }
 
 #[test]
@@ -194,8 +219,18 @@ fn an_output_file_is_written_whole() {
     let path = directory.path().join("haproxy.cfg");
     deliver("first\n", Some(&path)).unwrap();
     deliver("second\n", Some(&path)).unwrap();
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), "second\n");
-    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "second\n");
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+    // A link that lies in wait is not followed, at its place nor beside it.
+    let target = directory.path().join("target");
+    fs::write(&target, "untouched").unwrap();
+    fs::remove_file(&path).unwrap();
+    for trap in ["haproxy.cfg", "haproxy.cfg.new"] {
+        symlink(&target, directory.path().join(trap)).unwrap();
+    }
+    deliver("third\n", Some(&path)).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "third\n");
+    assert_eq!(fs::read_to_string(&target).unwrap(), "untouched");
     let nowhere = directory.path().join("none/haproxy.cfg");
     assert_eq!(deliver("", Some(&nowhere)).unwrap_err().code(), exit::FATAL);
 }
@@ -212,7 +247,7 @@ fn haproxy_and_nginx_take_what_is_rendered() {
     ]);
     let accepts = |program: &str, arguments: &[&str], text: &str| {
         let path = directory.path().join(program);
-        std::fs::write(&path, text).unwrap();
+        fs::write(&path, text).unwrap();
         let output = Command::new(program)
             .args(arguments)
             .arg(&path)
@@ -238,7 +273,7 @@ fn installing_checks_first_and_keeps_the_former_file() {
     let root = tempfile::tempdir().unwrap();
     let file = root.path().join("etc/haproxy/haproxy.cfg");
     let former = root.path().join("etc/haproxy/haproxy.cfg.former");
-    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let read = |path: &Path| fs::read_to_string(path).unwrap();
     let layout = layout_of(&common(&["192.0.2.1:8080"]), &Config::default()).unwrap();
     let text = haproxy_text(&layout);
     let failure = install::install("nonsense\n", root.path()).unwrap_err();
@@ -248,16 +283,62 @@ fn installing_checks_first_and_keeps_the_former_file() {
     install::install(&text, root.path()).unwrap();
     assert_eq!(read(&file), text);
     assert!(!former.exists());
-    std::fs::write(&file, "# somebody's own\n").unwrap();
+    fs::write(&file, "# somebody's own\n").unwrap();
     let failure = install::install("nonsense\n", root.path()).unwrap_err();
     assert_eq!(failure.code(), exit::CONFIG);
     assert_eq!(read(&file), "# somebody's own\n");
-    for _ in 0..2 {
-        // The second time there is nothing to do, and what is kept stays.
-        install::install(&text, root.path()).unwrap();
-        assert_eq!(read(&file), text);
+    let other = text.replace("192.0.2.1", "192.0.2.2");
+    // The second time there is nothing to do; the third time it is a rendering of ours that goes. What is kept stays.
+    for text in [&text, &text, &other] {
+        install::install(text, root.path()).unwrap();
+        assert_eq!(read(&file), *text);
         assert_eq!(read(&former), "# somebody's own\n");
     }
-    let names = std::fs::read_dir(file.parent().unwrap()).unwrap();
+    let names = fs::read_dir(file.parent().unwrap()).unwrap();
     assert_eq!(names.count(), 2);
+    // Somebody's again, so it is the one to keep.
+    fs::write(&file, "# somebody's next\n").unwrap();
+    install::install(&text, root.path()).unwrap();
+    assert_eq!(read(&former), "# somebody's next\n");
+    // With nothing kept, even ours is worth it.
+    fs::remove_file(&former).unwrap();
+    install::install(&other, root.path()).unwrap();
+    assert_eq!(read(&former), text);
+}
+
+#[test]
+fn what_is_kept_is_the_same_file_and_no_link_is_followed() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join("etc/haproxy");
+    fs::create_dir_all(&directory).unwrap();
+    let (file, former) = (
+        directory.join("haproxy.cfg"),
+        directory.join("haproxy.cfg.former"),
+    );
+    let secret = "listen stats\n    stats auth admin:secret\n";
+    fs::write(&file, secret).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    let before = fs::metadata(&file).unwrap();
+    let target = root.path().join("target");
+    fs::write(&target, "untouched").unwrap();
+    let ours = format!("haproxy.cfg.former.{}.new", std::process::id());
+    for trap in ["haproxy.cfg.new", "haproxy.cfg.former", &ours] {
+        symlink(&target, directory.join(trap)).unwrap();
+    }
+    let layout = layout_of(&common(&["192.0.2.1:8080"]), &Config::default()).unwrap();
+    let text = haproxy_text(&layout);
+    install::install(&text, root.path()).unwrap();
+    let kept = fs::symlink_metadata(&former).unwrap();
+    assert_eq!((kept.ino(), kept.mode()), (before.ino(), before.mode()));
+    assert_eq!(fs::read_to_string(&former).unwrap(), secret);
+    assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o644);
+    assert_eq!(fs::read_to_string(&target).unwrap(), "untouched");
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
+    // A run that ended between keeping and replacing left two names of one file.
+    fs::remove_file(&file).unwrap();
+    fs::hard_link(&former, &file).unwrap();
+    install::install(&text, root.path()).unwrap();
+    assert_eq!(fs::read_to_string(&former).unwrap(), secret);
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
 }
