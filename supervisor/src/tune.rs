@@ -123,7 +123,7 @@ pub(crate) fn run(tune: &Tune, config: &Config, options: &str) -> Result<ExitCod
     }
     let findings = tuning.find();
     if findings.is_empty() {
-        return Err(Failure::fatal(format!(
+        return Err(Failure::usage(format!(
             "--only: no setting begins with {}",
             tune.only.join(" or ")
         )));
@@ -140,7 +140,12 @@ pub(crate) fn run(tune: &Tune, config: &Config, options: &str) -> Result<ExitCod
     } else {
         let width = comfy_table::Table::new().width().unwrap_or(WIDTH);
         print(&table::text(&findings, width, stdout().is_terminal()));
-        print(&table::summary(&findings, &tuning.size, &tuning.command));
+        print(&table::summary(
+            &findings,
+            &tuning.size,
+            &tuning.command,
+            width,
+        ));
     }
     Ok(code(is_good))
 }
@@ -195,7 +200,7 @@ fn put_back(tune: &Tune, tuning: &Tuning) -> Result<ExitCode, Failure> {
 
 fn ask(tuning: &Tuning, findings: &[Finding]) -> Result<ExitCode, Failure> {
     if !stdin().is_terminal() || !stdout().is_terminal() {
-        return Err(Failure::fatal(
+        return Err(Failure::usage(
             "--walk asks on a terminal and this is none; use --apply, or --apply --only NAME",
         ));
     }

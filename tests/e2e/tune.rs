@@ -360,8 +360,10 @@ fn wrong_usage_is_named() {
         (&["--apply", "--revert"][..], 64, "cannot be used with"),
         (&["--hosts=0"], 64, "--hosts"),
         (&["--hosts=many"], 64, "--hosts"),
-        (&["--only=no.such"], 70, "no.such"),
-        (&["--walk"], 70, "terminal"),
+        (&["--only=no.such"], 64, "no.such"),
+        (&["--only=nosuch", "--apply"], 64, "nosuch"),
+        (&["--only=nosuch", "--json"], 64, "nosuch"),
+        (&["--walk"], 64, "terminal"),
         (&["--files-only"], 64, "--apply"),
     ] {
         let (found, text) = said(&run(&mut root.bare(args)));

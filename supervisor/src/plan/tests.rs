@@ -78,6 +78,28 @@ fn every_mark_of_a_page_stands_in_its_legend() {
     }
 }
 
+/// The page has memory for every connection that the printed configuration lets in.
+fn assert_memory_is_enough(config: &Config, plan: &Plan) {
+    let permitted = plan.advice.machines
+        * u64::from(config.workers.count)
+        * u64::from(config.server.connections_per_worker_max);
+    let value = |line: &capacity::Line| {
+        if plan.demand.is_holding_reads {
+            line.held
+        } else {
+            line.now
+        }
+    };
+    let bytes = value(plan.line("connections").unwrap());
+    let figure = Figures::new(measured().unwrap())
+        .get(capacity::Figure::Connection)
+        .unwrap();
+    // The second summand is the kernel's part.
+    let wanted = permitted as f64 * (figure + 3784.0);
+    assert!((bytes / wanted - 1.0).abs() < 1e-9, "{bytes} {wanted}");
+    assert!(value(plan.line("memory to have").unwrap()) > bytes);
+}
+
 #[test]
 fn the_configuration_of_every_size_is_good() {
     for size in capacity::REFERENCE_SIZES {
@@ -87,6 +109,7 @@ fn the_configuration_of_every_size_is_good() {
             let (_, yaml) = page.split_once("# Configuration").unwrap();
             let config = checked(&format!("# {yaml}"));
             let plan = options(&line).plan(size.hosts).unwrap();
+            assert_memory_is_enough(&config, &plan);
             assert_eq!(u64::from(config.workers.count), plan.advice.workers);
             assert_eq!(config.tune.hosts, plan.advice.hosts);
             assert_eq!(

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use comfy_table::{Cell, Color, ColumnConstraint};
+use comfy_table::{Cell, Color, ColumnConstraint, Width};
 use fleet_sysctl::apply::{Done, Report};
 use fleet_sysctl::finding::{Finding, Verdict};
 use fleet_sysctl::size::Size;
@@ -13,9 +13,78 @@ use crate::table::table;
 
 /// Narrower than this, the reasons would be a word a line; they stand below each setting that needs them then.
 const WHY_WIDTH: u16 = 110;
+/// Narrower than this, values of three numbers would be a number a line; each setting is a paragraph then.
+const TABLE_WIDTH: u16 = 72;
+/// Blanks at both sides of a cell.
+const PADDING: usize = 2;
 
-/// The table, `width` columns wide at most.
+/// All findings, `width` columns wide at most unless a word alone is wider.
 pub(super) fn text(findings: &[Finding], width: u16, is_coloured: bool) -> String {
+    if usize::from(width) < least_width(findings).max(TABLE_WIDTH.into()) {
+        findings
+            .iter()
+            .map(|finding| paragraph(finding, usize::from(width), is_coloured))
+            .collect::<Vec<_>>()
+            .join("\n")
+    } else {
+        rows(findings, width, is_coloured)
+    }
+}
+
+/// Columns below which a table would break names or numbers, which can be read and copied only whole.
+fn least_width(findings: &[Finding]) -> usize {
+    let names = findings.iter().map(|finding| finding.setting.key);
+    let verdicts = findings.iter().map(|finding| finding.verdict.label());
+    [
+        longest(names.chain(["SETTING"])),
+        longest_word(findings, now).max("NOW".len()),
+        longest_word(findings, wanted).max("WANTED".len()),
+        longest(verdicts.chain(["VERDICT"])),
+    ]
+    .iter()
+    .map(|columns| columns + PADDING)
+    .sum()
+}
+
+fn now(finding: &Finding) -> &str {
+    dash(&finding.now)
+}
+
+fn wanted(finding: &Finding) -> &str {
+    &finding.wanted
+}
+
+fn longest_word(findings: &[Finding], value: fn(&Finding) -> &str) -> usize {
+    longest(
+        findings
+            .iter()
+            .flat_map(|finding| value(finding).split(' ')),
+    )
+}
+
+fn longest<'a>(texts: impl Iterator<Item = &'a str>) -> usize {
+    texts.map(|text| text.chars().count()).max().unwrap_or(0)
+}
+
+/// One setting where there is no room for a table.
+fn paragraph(finding: &Finding, width: usize, is_coloured: bool) -> String {
+    let label = finding.verdict.label();
+    let verdict = if is_coloured {
+        format!("{}{label}{RESET}", colour(finding.verdict).1)
+    } else {
+        label.to_owned()
+    };
+    // The verdict is one short word or two, so that it needs no wrapping, which would count its colour as columns.
+    format!(
+        "{}\n{}{}  verdict: {verdict}\n{}",
+        finding.setting.key,
+        wrapped(&format!("  now: {}", dash(&finding.now)), width),
+        wrapped(&format!("  wanted: {}", finding.wanted), width),
+        wrapped(&format!("  why: {}", why(finding)), width)
+    )
+}
+
+fn rows(findings: &[Finding], width: u16, is_coloured: bool) -> String {
     let mut table = table(width, is_coloured);
     let is_wide = width >= WHY_WIDTH;
     let mut header = vec!["SETTING", "NOW", "WANTED", "VERDICT"];
@@ -26,8 +95,8 @@ pub(super) fn text(findings: &[Finding], width: u16, is_coloured: bool) -> Strin
     for finding in findings {
         let mut row = vec![
             Cell::new(finding.setting.key),
-            Cell::new(dash(&finding.now)),
-            Cell::new(&finding.wanted),
+            Cell::new(now(finding)),
+            Cell::new(wanted(finding)),
             verdict(finding.verdict),
         ];
         if is_wide {
@@ -39,6 +108,14 @@ pub(super) fn text(findings: &[Finding], width: u16, is_coloured: bool) -> Strin
     for index in [0, 3] {
         if let Some(column) = table.column_mut(index) {
             column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
+    // Nor can a number be read whose digits stand in two lines.
+    let longest = [longest_word(findings, now), longest_word(findings, wanted)];
+    for (index, longest) in (1..).zip(longest) {
+        let least = u16::try_from(longest + PADDING).unwrap_or(u16::MAX);
+        if let Some(column) = table.column_mut(index) {
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(least)));
         }
     }
     let mut out = format!("{}\n", table.trim_fmt());
@@ -66,17 +143,24 @@ fn why(finding: &Finding) -> String {
 }
 
 fn verdict(verdict: Verdict) -> Cell {
-    let cell = Cell::new(verdict.label());
+    Cell::new(verdict.label()).fg(colour(verdict).0)
+}
+
+/// As a table takes it, and as text outside of one.
+fn colour(verdict: Verdict) -> (Color, &'static str) {
     match verdict {
-        Verdict::Holds => cell.fg(Color::Green),
-        Verdict::Low => cell.fg(Color::Red),
-        Verdict::Pending | Verdict::Advice | Verdict::Unknown => cell.fg(Color::Yellow),
-        Verdict::Absent => cell.fg(Color::DarkGrey),
+        Verdict::Holds => (Color::Green, "\x1b[38;5;10m"),
+        Verdict::Low => (Color::Red, "\x1b[38;5;9m"),
+        Verdict::Pending | Verdict::Advice | Verdict::Unknown => (Color::Yellow, "\x1b[38;5;11m"),
+        Verdict::Absent => (Color::DarkGrey, "\x1b[38;5;8m"),
     }
 }
 
+/// Ends a colour.
+const RESET: &str = "\x1b[39m";
+
 /// One sentence below the table.
-pub(super) fn summary(findings: &[Finding], size: &Size, command: &str) -> String {
+pub(super) fn summary(findings: &[Finding], size: &Size, command: &str, width: u16) -> String {
     let count = |wanted: Verdict| {
         findings
             .iter()
@@ -85,7 +169,7 @@ pub(super) fn summary(findings: &[Finding], size: &Size, command: &str) -> Strin
     };
     let (holds, low) = (count(Verdict::Holds), count(Verdict::Low));
     let mut text = format!(
-        "\nFor {} hosts and {} workers: {holds} hold, {low} should change",
+        "For {} hosts and {} workers: {holds} hold, {low} should change",
         size.hosts, size.cores
     );
     for (verdict, words) in [
@@ -98,7 +182,8 @@ pub(super) fn summary(findings: &[Finding], size: &Size, command: &str) -> Strin
             let _ = write!(text, ", {} {words}", count(verdict));
         }
     }
-    text.push_str(".\n");
+    text.push('.');
+    let mut text = format!("\n{}", wrapped(&text, usize::from(width)));
     if low > 0 {
         let _ = writeln!(
             text,
@@ -184,20 +269,23 @@ fn dash(text: &str) -> &str {
     if text.is_empty() { "-" } else { text }
 }
 
-/// Lines of at most `width` columns, the following ones indented.
+/// Lines of at most `width` columns, the following ones indented. Blanks in front stay.
 pub(super) fn wrapped(text: &str, width: usize) -> String {
-    let mut out = String::new();
-    let mut columns = 0;
-    for word in text.split(' ') {
+    let words = text.trim_start_matches(' ');
+    let mut columns = text.len() - words.len();
+    let mut out = " ".repeat(columns);
+    let mut is_first = true;
+    for word in words.split(' ') {
         let length = word.chars().count();
-        if columns > 0 && columns + 1 + length > width {
+        if !is_first && columns + 1 + length > width {
             out.push_str("\n ");
             columns = 1;
         }
-        if columns > 0 {
+        if !is_first {
             out.push(' ');
             columns += 1;
         }
+        is_first = false;
         out.push_str(word);
         columns += length;
     }
@@ -207,6 +295,8 @@ pub(super) fn wrapped(text: &str, width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use fleet_sysctl::apply::{Change, FileChange};
     use fleet_sysctl::finding::Reading;
     use fleet_sysctl::settings::SETTINGS;
@@ -228,6 +318,8 @@ mod tests {
             Reading::Absent("the module nf_conntrack is not loaded".into()),
             Reading::Unreadable("Permission denied".into()),
             Reading::Text("123456789 123456789 1234567890".into()),
+            // `fs.file-max` of a machine with nothing set.
+            Reading::Text("9223372036854775807".into()),
         ];
         let cycle = readings.iter().cycle();
         SETTINGS
@@ -239,7 +331,7 @@ mod tests {
 
     #[test]
     fn it_fits_and_names_every_setting() {
-        for width in [80, 100, 160] {
+        for width in [40, 60, 72, 80, 100, 160] {
             let text = text(&findings(), width, false);
             for line in text.lines() {
                 assert!(line.chars().count() <= usize::from(width), "{line:?}");
@@ -253,7 +345,86 @@ mod tests {
             }
             assert!(!text.contains('\x1b'));
         }
-        assert!(super::text(&findings(), 160, true).contains('\x1b'));
+        for width in [40, 160] {
+            assert!(super::text(&findings(), width, true).contains('\x1b'));
+        }
+    }
+
+    #[test]
+    fn no_number_is_broken() {
+        let findings = findings();
+        let digits = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit());
+        let said: Vec<String> = findings
+            .iter()
+            .map(|finding| format!("{} {} {}", finding.now, finding.wanted, why(finding)))
+            .collect();
+        let known: BTreeSet<&str> = said
+            .iter()
+            .flat_map(|text| text.split_whitespace())
+            .filter(|word| digits(word))
+            .collect();
+        for width in [40, 60, 72, 80, 110, 160] {
+            let text = text(&findings, width, false);
+            let shown: BTreeSet<&str> = text
+                .split_whitespace()
+                .filter(|word| digits(word))
+                .collect();
+            // Parts of a broken number would be numbers that nobody said. What holds has no reason below a table.
+            let strange: Vec<&&str> = shown.difference(&known).collect();
+            assert!(strange.is_empty(), "{width}: {strange:?} in:\n{text}");
+            for finding in &findings {
+                for value in [&finding.now, &finding.wanted] {
+                    let mut words = value.split_whitespace().filter(|word| digits(word));
+                    assert!(
+                        words.all(|word| shown.contains(word)),
+                        "{width}: {value:?} not in:\n{text}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_sentence_fits() {
+        for width in [40, 60, 72, 80] {
+            let text = summary(&findings(), &SIZE, "tune", width);
+            for line in text.lines() {
+                assert!(line.chars().count() <= usize::from(width), "{line:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_a_paragraph_for_each_setting() {
+        let findings = findings();
+        for width in [40, 60, 71] {
+            let text = text(&findings, width, false);
+            let paragraphs: Vec<&str> = text.split("\n\n").collect();
+            assert_eq!(paragraphs.len(), findings.len(), "{text}");
+            for (paragraph, finding) in paragraphs.iter().zip(&findings) {
+                let words: Vec<&str> = paragraph.split_whitespace().collect();
+                let values = format!(
+                    "{} now: {} wanted: {} verdict: {} why: {}",
+                    finding.setting.key,
+                    dash(&finding.now),
+                    finding.wanted,
+                    finding.verdict.label(),
+                    why(finding)
+                );
+                let wanted: Vec<&str> = values.split_whitespace().collect();
+                assert_eq!(words, wanted, "{paragraph}");
+                assert!(paragraph.contains("\n  wanted: "), "{paragraph}");
+            }
+        }
+        let is_table = |findings: &[Finding], width| {
+            let text = text(findings, width, false);
+            text.trim_start().starts_with("SETTING")
+        };
+        assert!(is_table(&findings, 80));
+        // A longer number needs more than names and shorter ones do.
+        assert!(!is_table(&findings, 72));
+        let (short, _) = findings.split_at(4);
+        assert!(is_table(short, 72) && !is_table(short, 71));
     }
 
     #[test]
@@ -286,6 +457,7 @@ mod tests {
     #[test]
     fn long_lines_are_broken_between_words() {
         assert_eq!(wrapped("one two three", 8), "one two\n  three\n");
+        assert_eq!(wrapped("  a: b c", 6), "  a: b\n  c\n");
         assert_eq!(wrapped("", 8), "\n");
     }
 }

@@ -14,10 +14,14 @@ use super::load::Load;
 pub(super) const PORTS_DEFAULT: f64 = 28_232.0;
 /// Ports from 1024 to 65535.
 pub(super) const PORTS_ALL: f64 = 64_512.0;
-/// How long a port rests after a close (`TIME_WAIT`) at the end that closed first: the agent, and so whatever stands
-/// between agent and server.
+/// How long a port rests after a close (`TIME_WAIT`) at the end that closed first. That is the agent's side: a balancer
+/// that makes connections of its own closes them as the agent closed the one before it.
 pub(super) const PORT_REST_S: f64 = 60.0;
-/// The same with `net.ipv4.tcp_tw_reuse=1` at that end.
+/// How long a NAT gateway keeps a closed connection, and the port with it: it makes no connection of its own, but its
+/// table remembers the agent's. Source: Linux conntrack, `nf_conntrack_tcp_timeout_time_wait`, 120 s by default
+/// (kernel: networking/nf_conntrack-sysctl.rst).
+pub(super) const NAT_PORT_REST_S: f64 = 120.0;
+/// As [`PORT_REST_S`], with `net.ipv4.tcp_tw_reuse=1` at that end.
 pub(super) const REUSED_PORT_REST_S: f64 = 1.0;
 
 /// Ports of one client address that a whole load occupies, resting ones included.
@@ -36,8 +40,9 @@ mod tests {
 
     #[test]
     fn ports_follow_from_rate_and_rest() {
-        // 35,000 connections a second, each port taken for 60.4 s.
+        // 35,000 connections a second, each port taken for 60.4 s, or by a NAT for 120.4 s.
         assert_eq!(ceil(occupied(35_000.0, 0.0, PORT_REST_S)), 2_114_000);
+        assert_eq!(ceil(occupied(35_000.0, 0.0, NAT_PORT_REST_S)), 4_214_000);
         assert_eq!(ceil(2_114_000.0 / PORTS_ALL), 33);
         assert_eq!(ceil(2_114_000.0 / PORTS_DEFAULT), 75);
         // 10 connections a second and 4 that are held.

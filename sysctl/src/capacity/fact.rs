@@ -41,6 +41,8 @@ pub enum Fact {
     OpenTime,
     /// Room for bursts.
     Burst,
+    /// As many connections as the advised configuration lets in.
+    Permitted,
     /// Held reads.
     Hold,
     /// Descriptors besides connections.
@@ -61,13 +63,15 @@ pub enum Fact {
     Headers,
     /// The limit of ports.
     Ports,
-    /// How long a port rests.
+    /// How long a port rests at this machine or at a balancer.
     Rest,
+    /// How long a port rests at a NAT gateway.
+    NatRest,
 }
 
 impl Fact {
     /// Every one.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Given,
         Self::Handshake,
         Self::LogTurns,
@@ -77,6 +81,7 @@ impl Fact {
         Self::Machine,
         Self::OpenTime,
         Self::Burst,
+        Self::Permitted,
         Self::Hold,
         Self::Reserve,
         Self::HostTables,
@@ -88,6 +93,7 @@ impl Fact {
         Self::Headers,
         Self::Ports,
         Self::Rest,
+        Self::NatRest,
     ];
 
     /// As it stands in brackets.
@@ -102,6 +108,7 @@ impl Fact {
             Self::Machine => "machine",
             Self::OpenTime => "open-time",
             Self::Burst => "burst",
+            Self::Permitted => "permitted",
             Self::Hold => "hold",
             Self::Reserve => "reserve",
             Self::HostTables => "host-tables",
@@ -113,6 +120,7 @@ impl Fact {
             Self::Headers => "headers",
             Self::Ports => "ports",
             Self::Rest => "rest",
+            Self::NatRest => "nat-rest",
         }
     }
 
@@ -128,6 +136,7 @@ impl Fact {
             Self::Machine => "at most 64 cores each",
             Self::OpenTime => "open 0.4 s: 4 round trips of 100 ms",
             Self::Burst => "4 x the mean, and no less than the default",
+            Self::Permitted => "limit of each worker x all workers",
             Self::Hold => "held for 10 s",
             Self::Reserve => "256 besides connections",
             Self::HostTables => "110 B in control, 77 B in each worker",
@@ -138,7 +147,8 @@ impl Fact {
             Self::Sum => "sum of the lines above",
             Self::Headers => "66 B a segment, half each way",
             Self::Ports => "65k limit: deploy/capacity.md",
-            Self::Rest => "a port rests 60 s, tuned 1 s",
+            Self::Rest => "a balancer's port rests 60 s (TIME_WAIT), tuned 1 s",
+            Self::NatRest => "a NAT's port rests 120 s (conntrack)",
         }
     }
 }

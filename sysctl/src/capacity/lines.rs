@@ -194,7 +194,7 @@ fn memory(page: &mut Page<'_>) {
         "connections",
         unit,
         |size| size.connections_bytes,
-        sources![F::Connection, Fact::KernelSocket, Fact::Burst],
+        sources![F::Connection, Fact::KernelSocket, Fact::Permitted],
     );
     page.push(
         group,
@@ -265,7 +265,7 @@ fn addresses(page: &mut Page<'_>) {
         |_| 1.0,
         sources![Fact::Ports],
     );
-    let nat = sources![Fact::Ports, Fact::Rest, Fact::OpenTime];
+    let nat = sources![Fact::Ports, Fact::NatRest, Fact::OpenTime];
     page.push(
         group,
         "hosts per NAT and server address",
@@ -278,7 +278,7 @@ fn addresses(page: &mut Page<'_>) {
         "the same, 28,232 ports",
         unit,
         |size| size.nat_hosts_default.floor(),
-        nat.clone(),
+        nat,
     );
     page.push(
         group,
@@ -292,6 +292,6 @@ fn addresses(page: &mut Page<'_>) {
         "the same, balancer not tuned",
         unit,
         |size| as_f64(size.balancer_addresses_default),
-        nat,
+        sources![Fact::Ports, Fact::Rest, Fact::OpenTime],
     );
 }

@@ -91,8 +91,8 @@ impl Size {
         let log_bytes = load.lines * f64::from(demand.line_bytes);
         let (in_bytes, out_bytes) = traffic(demand, &load, log_bytes, figures)?;
         let needed = |ports, rest_s| addresses::needed(&load, ports, rest_s);
-        let rest_s = addresses::PORT_REST_S;
-        let per_host = addresses::occupied(load.requests(), load.held, rest_s) / hosts;
+        let nat_rest_s = addresses::NAT_PORT_REST_S;
+        let per_host = addresses::occupied(load.requests(), load.held, nat_rest_s) / hosts;
         Ok(Self {
             load,
             cores,
@@ -105,7 +105,8 @@ impl Size {
                 * (figures.get(Figure::BaseSupervisor)? + figures.get(Figure::BaseControl)?)
                 + all_workers * figures.get(Figure::BaseWorker)?,
             hosts_bytes,
-            connections_bytes: (open * BURST) * per_connection,
+            // What the advised configuration lets in, so that no load within it needs more memory than is advised.
+            connections_bytes: as_f64(connections_max) * all_workers * per_connection,
             queues_bytes: all_workers * queue_bytes_max(),
             statements: statements(demand, &load, machines, figures)?,
             log_bytes,
@@ -117,7 +118,7 @@ impl Size {
                 addresses::PORTS_ALL * UTILISATION,
                 addresses::REUSED_PORT_REST_S,
             ),
-            balancer_addresses_default: needed(addresses::PORTS_DEFAULT, rest_s),
+            balancer_addresses_default: needed(addresses::PORTS_DEFAULT, addresses::PORT_REST_S),
         })
     }
 
