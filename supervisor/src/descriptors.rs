@@ -1,9 +1,8 @@
 //! The bound on open files: raised as far as the system allows, and what that means for the workers.
 
+use fleet_sysctl::capacity::DESCRIPTORS_RESERVE;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Descriptors of a worker that are no agent's connection: listeners apart, channel, link, tunnels, timers, libraries.
-const RESERVE: u64 = 256;
 /// Those of them without which a worker does not serve a single agent.
 const RESERVE_MIN: u64 = 48;
 /// Descriptors of the supervisor that are no listener.
@@ -33,7 +32,7 @@ pub(crate) fn raise_to(wanted: u64) -> u64 {
 
 /// Connections that a worker can hold open: `wanted`, or what fits under `limit` beside `listeners`. Never 0.
 pub(crate) fn connections(wanted: u32, limit: u64, listeners: usize) -> u32 {
-    let reserve = RESERVE.saturating_add(listeners as u64);
+    let reserve = DESCRIPTORS_RESERVE.saturating_add(listeners as u64);
     let fitting = u32::try_from(limit.saturating_sub(reserve)).unwrap_or(u32::MAX);
     wanted.min(fitting).max(1)
 }

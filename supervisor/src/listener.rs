@@ -104,13 +104,7 @@ fn bind_one(address: SocketAddr, is_first: bool) -> io::Result<Socket> {
 /// Why an address cannot be listened on, and what to do. Looks through all processes for one that has the port.
 pub(crate) fn explain(address: SocketAddr, error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => match port_owner::find(address) {
-            Some(owner) => format!(
-                "taken by pid {} ({}); stop it, or choose another server.address",
-                owner.pid, owner.program
-            ),
-            None => "taken by another program; stop it, or choose another server.address".into(),
-        },
+        io::ErrorKind::AddrInUse => port_owner::taken(port_owner::find(address), "server.address"),
         io::ErrorKind::AddrNotAvailable => "not an address of this machine".into(),
         io::ErrorKind::PermissionDenied => {
             "not permitted; ports below 1024 need root or CAP_NET_BIND_SERVICE".into()

@@ -17,6 +17,14 @@ const LISTENING: &str = "0A";
 /// State of a UDP socket that is bound.
 const BOUND: &str = "07";
 
+/// Why a port that `owner` has cannot be had, and what to do. `option` is what says which port it is.
+pub(crate) fn taken(owner: Option<Owner>, option: &str) -> String {
+    let owner = owner.map_or("another program".into(), |owner| {
+        format!("pid {} ({})", owner.pid, owner.program)
+    });
+    format!("taken by {owner}; stop it, or choose another {option}")
+}
+
 /// Finds the process that listens on `address` or on a wildcard that covers it.
 pub(crate) fn find(address: SocketAddr) -> Option<Owner> {
     find_in(["/proc/net/tcp", "/proc/net/tcp6"], LISTENING, address)

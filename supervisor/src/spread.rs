@@ -121,12 +121,7 @@ fn refusal(
     owner: Option<port_owner::Owner>,
 ) -> Failure {
     let reason = match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            let owner = owner.map_or("another program".into(), |owner| {
-                format!("pid {} ({})", owner.pid, owner.program)
-            });
-            format!("taken by {owner}; stop it, or choose another {option}")
-        }
+        io::ErrorKind::AddrInUse => port_owner::taken(owner, option),
         io::ErrorKind::AddrNotAvailable => {
             format!("not an address of this machine; choose another {option}")
         }

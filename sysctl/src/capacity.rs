@@ -19,7 +19,7 @@ pub use fact::Fact;
 pub use figures::{Figures, measured};
 pub use fleet_protocol::measured::Figure;
 pub use reference::{REFERENCE_SIZES, ReferenceSize};
-pub use size::Advice;
+pub use size::{Advice, DESCRIPTORS_RESERVE};
 
 /// Largest number of hosts that a plan is made for.
 pub const HOSTS_MAX: u64 = 100_000_000;

@@ -19,8 +19,8 @@ use super::{
 const WORKERS_MIN: u64 = 2;
 /// Workers of one gateway at most, as the configuration has it.
 const WORKERS_MAX: u64 = 1024;
-/// Descriptors of a worker that are no agent's connection.
-const DESCRIPTORS_RESERVE: u64 = 256;
+/// Descriptors of a worker that are no agent's connection: listeners apart, channel, link, tunnels, timers, libraries.
+pub const DESCRIPTORS_RESERVE: u64 = 256;
 /// Advised limits of connections are multiples of this.
 const CONNECTIONS_STEP: u64 = 1000;
 
