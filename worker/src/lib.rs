@@ -20,6 +20,7 @@ mod feed;
 mod hosts;
 mod http;
 mod inherit;
+mod key_schedule;
 mod link;
 mod listening;
 mod log_body;

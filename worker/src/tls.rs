@@ -16,6 +16,8 @@ use rustls::unbuffered::{
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::key_schedule;
+
 /// A record's header, nonce, content type and tag, in either version; rounded up.
 const RECORD_OVERHEAD_BYTES: usize = 64;
 /// Plaintext in one record.
@@ -23,20 +25,18 @@ pub(crate) const RECORD_BYTES_MAX: usize = 16 << 10;
 /// Undecrypted bytes that may wait for the rest of their record or handshake message.
 const PARTIAL_BYTES_MAX: usize = 96 << 10;
 
-/// SHA-256 suites first: SHA-384 has no instructions of its own and makes a handshake a fifth dearer.
+/// What is offered and in which order: the suites of [`key_schedule`], then those of TLS 1.2 in the same order.
 fn provider() -> CryptoProvider {
+    let tls12 = [
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+    ];
     CryptoProvider {
-        cipher_suites: vec![
-            cipher_suite::TLS13_AES_128_GCM_SHA256,
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
-            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-            cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
-            cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-            cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-            cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-        ],
+        cipher_suites: key_schedule::suites().chain(tls12).collect(),
         // The post-quantum hybrid costs 16 to 27 µs and 1.1 KB a connection; what is protected lives for one exchange.
         kx_groups: vec![kx_group::X25519, kx_group::SECP256R1],
         ..default_provider()
