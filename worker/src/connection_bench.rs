@@ -17,12 +17,12 @@ pub(super) const TLS12: &SupportedProtocolVersion = &rustls::version::TLS12;
 pub(super) const TLS13: &SupportedProtocolVersion = &rustls::version::TLS13;
 pub(super) const BODY: &str = r#"{"node_key":"k"}"#;
 
-struct Identity {
-    server: Arc<rustls::ServerConfig>,
+pub(super) struct Identity {
+    pub(super) server: Arc<rustls::ServerConfig>,
     roots: RootCertStore,
 }
 
-fn identity() -> &'static Identity {
+pub(super) fn identity() -> &'static Identity {
     static IDENTITY: OnceLock<Identity> = OnceLock::new();
     IDENTITY.get_or_init(|| {
         let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();

@@ -10,6 +10,8 @@ use super::*;
 
 #[path = "connection_bench.rs"]
 mod bench;
+#[path = "connection_memory_tests.rs"]
+mod memory;
 #[path = "connection_preface_tests.rs"]
 mod preface;
 
