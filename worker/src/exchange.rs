@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 use crate::body;
 use crate::log_body::{self, Lines};
 use crate::scan::Malformed;
-use crate::state::{REQUEST_BYTES_MAX, State, Ticket, hash_node_key};
+use crate::state::{REQUEST_BYTES_MAX, State, Ticket};
 use crate::waiting::bytes_of;
 
 /// Accepted, or nothing to do.
@@ -109,7 +109,7 @@ pub(crate) fn begin(state: &State, head: &Head<'_>, now: Instant) -> Early {
         return Early::Refuse(Reject::BodyTooLarge);
     };
     if needs_host(head.route)
-        && let Some(key) = header_key(head)
+        && let Some(key) = header_key(state, head)
         && state.table.borrow().host(&key).is_none()
         && state.negative.borrow().contains(&key, now)
     {
@@ -172,13 +172,13 @@ fn kind_always_asked(route: Route) -> Option<BatchKind> {
     }
 }
 
-fn header_key(head: &Head<'_>) -> Option<NodeKeyHash> {
-    hash_if_present(head.node_key.unwrap_or_default())
+fn header_key(state: &State, head: &Head<'_>) -> Option<NodeKeyHash> {
+    hash_if_present(state, head.node_key.unwrap_or_default())
 }
 
-fn hash_if_present(node_key: &str) -> Option<NodeKeyHash> {
+fn hash_if_present(state: &State, node_key: &str) -> Option<NodeKeyHash> {
     let node_key = node_key.trim();
-    (!node_key.is_empty()).then(|| hash_node_key(node_key))
+    (!node_key.is_empty()).then(|| state.hash(node_key))
 }
 
 /// The key (header first, body else) and what is asked.
@@ -213,7 +213,7 @@ fn parse(
             (Cow::Borrowed(""), Task::CarveBlock(block))
         }
     };
-    let key = header_key(head).or_else(|| hash_if_present(&body_key));
+    let key = header_key(state, head).or_else(|| hash_if_present(state, &body_key));
     Ok((key, task))
 }
 

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::hosts::test_host;
+use crate::state::hash_node_key;
 use crate::state::test_state;
 
 const CONFIG: Bytes = Bytes::from_static(b"{\"schedule\":{}}");

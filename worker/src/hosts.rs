@@ -1,17 +1,19 @@
 //! Known hosts by the hash of their node key, and by id.
 //!
 //! One array holds the records; two hash tables hold places in it, so that neither key nor id is stored twice.
-//! Removing moves the last record into the gap. Bytes a host: 48 in the array with at most an eighth to spare, and two
-//! tables of 5 bytes a bucket at a load between 7/16 and 7/8.
+//! Removing moves the last record into the gap. Bytes a host: 48 in the array, and two tables of 5 bytes a bucket at a
+//! load between 7/16 and 7/8.
 
 use fleet_protocol::feed::Host;
 use fleet_protocol::ids::{HostId, NodeKeyHash, UnixSeconds};
 use hashbrown::HashTable;
 
+use crate::pages::Pages;
+
 /// The table.
 #[derive(Default)]
 pub(crate) struct Hosts {
-    records: Vec<Host>,
+    records: Pages<Host>,
     by_key: HashTable<u32>,
     /// Of two records with one id, the newer: a host's old key stays valid until the feed forgets it.
     by_id: HashTable<u32>,
@@ -41,10 +43,6 @@ impl Hosts {
         let Ok(place) = u32::try_from(self.records.len()) else {
             return;
         };
-        if self.records.len() == self.records.capacity() {
-            // Doubling would spend half of the memory on room.
-            self.records.reserve_exact(self.records.len() / 8 + 256);
-        }
         self.records.push(host);
         let records = &self.records;
         self.by_key
@@ -98,9 +96,7 @@ impl Hosts {
     /// Bytes that the table holds.
     #[cfg(test)]
     fn bytes(&self) -> usize {
-        self.records.capacity() * size_of::<Host>()
-            + self.by_key.allocation_size()
-            + self.by_id.allocation_size()
+        self.records.bytes() + self.by_key.allocation_size() + self.by_id.allocation_size()
     }
 
     fn record(&self, place: u32) -> Option<&Host> {

@@ -3,13 +3,14 @@
 //! Invariants: nothing is allocated for what the peer only claims; framing that two readers could understand
 //! differently is refused.
 
-use std::io::Write as _;
 use std::net::IpAddr;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use fleet_protocol::agent::Route;
 use fleet_protocol::limits::HEAD_BYTES_MAX;
 use fleet_protocol::trusted_proxies::TrustedProxies;
+use memchr::memmem::Finder;
 
 /// Header fields in one head.
 const FIELDS_MAX: usize = 96;
@@ -18,6 +19,8 @@ const CHUNK_LINE_BYTES_MAX: usize = 256;
 /// Hex digits in a chunk size; 15 cannot overflow.
 const CHUNK_DIGITS_MAX: usize = 15;
 const HEAD_END: &[u8] = b"\r\n\r\n";
+/// Making it anew for each head would cost as much as the search.
+static HEAD_END_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(HEAD_END));
 
 /// Not HTTP/1.1, or ambiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +68,7 @@ pub(crate) fn parse_head(
     }
     let from = scanned.saturating_sub(HEAD_END.len() - 1);
     let tail = bytes.get(from..).unwrap_or_default();
-    let Some(end) = memchr::memmem::find(tail, HEAD_END) else {
+    let Some(end) = HEAD_END_FINDER.find(tail) else {
         *scanned = bytes.len();
         return if bytes.len() < HEAD_BYTES_MAX {
             Ok(None)
@@ -356,13 +359,26 @@ pub(crate) fn write_answer_head(
         503 => ("Service Unavailable", ""),
         _ => ("Unknown", ""),
     };
-    let connection = if is_kept_alive { "keep-alive" } else { "close" };
-    // Writing to a Vec cannot fail.
-    let _ = write!(
-        out,
-        "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n{allow}\
-         Content-Length: {body_bytes}\r\nConnection: {connection}\r\n\r\n"
-    );
+    let end = if is_kept_alive {
+        "\r\nConnection: keep-alive\r\n\r\n"
+    } else {
+        "\r\nConnection: close\r\n\r\n"
+    };
+    let (mut status_digits, mut length_digits) = (itoa::Buffer::new(), itoa::Buffer::new());
+    // Formatting machinery would take a twentieth of a request's instructions.
+    for part in [
+        "HTTP/1.1 ",
+        status_digits.format(status),
+        " ",
+        reason,
+        "\r\nContent-Type: application/json\r\n",
+        allow,
+        "Content-Length: ",
+        length_digits.format(body_bytes),
+        end,
+    ] {
+        out.extend_from_slice(part.as_bytes());
+    }
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant as TokioInstant, timeout_at};
 
 use crate::feed::Table;
+use crate::latest_key::LatestKey;
 use crate::negative::Negative;
 use crate::seen::Seen;
 use crate::waiting::{Claim, Completed, Full, Waiting};
@@ -51,6 +52,7 @@ pub(crate) struct State {
     pub(crate) negative: RefCell<Negative>,
     pub(crate) seen: RefCell<Seen>,
     pub(crate) waiting: RefCell<Waiting>,
+    latest_key: RefCell<LatestKey>,
     /// Something was queued.
     pub(crate) wake: Notify,
     parked_bytes: Cell<usize>,
@@ -108,11 +110,18 @@ impl State {
             negative: RefCell::default(),
             seen: RefCell::default(),
             waiting: RefCell::new(Waiting::new()),
+            latest_key: RefCell::default(),
             wake: Notify::new(),
             parked_bytes: Cell::new(0),
             clock: Cell::new((Instant::now(), since_1970())),
             me: me.clone(),
         })
+    }
+
+    /// The hash under which the node key of a request is known.
+    pub(crate) fn hash(&self, node_key: &str) -> NodeKeyHash {
+        let mut latest = self.latest_key.borrow_mut();
+        latest.hash(node_key.as_bytes(), hash_bytes)
     }
 
     /// A handle that outlives the caller's borrow. `None` only while the state is being dropped.
@@ -284,9 +293,14 @@ impl Drop for Parked {
     }
 }
 
-/// The hash under which a node key is known.
+/// The hash of a node key, for tests of other files.
+#[cfg(test)]
 pub(crate) fn hash_node_key(node_key: &str) -> NodeKeyHash {
-    let digest = digest::digest(&digest::SHA256, node_key.as_bytes());
+    hash_bytes(node_key.as_bytes())
+}
+
+fn hash_bytes(bytes: &[u8]) -> NodeKeyHash {
+    let digest = digest::digest(&digest::SHA256, bytes);
     let mut hash = [0; 32];
     hash.copy_from_slice(digest.as_ref());
     NodeKeyHash(hash)
