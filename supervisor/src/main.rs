@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
+/// For C code too, so that keys and contexts of AWS-LC lie in the same heap. Its threads return memory after a storm.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     fleet_supervisor::run(std::env::args_os())
