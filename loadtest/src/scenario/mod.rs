@@ -12,6 +12,7 @@ mod progress;
 mod report;
 mod steady;
 mod tally;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ pub fn run() -> ExitCode {
         Scenario::Exchange(options) => exchange::run(&options),
         Scenario::Idle(options) => idle::run(&options),
         Scenario::Calibrate(options) => calibrate::run(&options),
+        Scenario::Worker(options) => worker::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -34,6 +34,8 @@ pub(super) enum Scenario {
     Idle(Idle),
     /// Starts a server, measures what `fleet-supervisor plan` counts with, and writes the figures to a file.
     Calibrate(Calibrate),
+    /// One worker process alone: CPU or instructions for an exchange and for a request, and memory for a known host.
+    Worker(super::worker::Options),
 }
 
 /// Options of every scenario.
