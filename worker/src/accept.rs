@@ -205,12 +205,8 @@ fn accept_burst(
         };
         worker.state.stats.borrow_mut().accepted += 1;
         let permit = Permit::new(worker, listening);
-        match Session::new(worker, socket.into(), peer, permit) {
-            Ok(session) => {
-                tokio::task::spawn_local(session.serve());
-            }
-            Err(error) => tracing::error!(%error, "session cannot begin"),
-        }
+        let session = Session::new(worker, socket.into(), peer, permit);
+        tokio::task::spawn_local(session.serve());
     }
     Ok(Burst::More)
 }

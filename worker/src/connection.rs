@@ -6,7 +6,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,6 +20,7 @@ use crate::http::{self, Malformed};
 use crate::phase::{Phase, Step};
 use crate::policy::Policy;
 use crate::request::Request;
+use crate::terms::Terms;
 use crate::tls::{self, Layer};
 
 /// Bytes of later requests that may wait while one is answered.
@@ -54,12 +54,12 @@ impl Connection {
     /// `tls` is `None` when TLS is ended elsewhere. `balancers`: it must begin with a PROXY header of one
     /// of them.
     pub(crate) fn new(
-        tls: Option<&Arc<rustls::ServerConfig>>,
+        tls: Option<&Rc<Terms>>,
         policy: Rc<Policy>,
         peer: SocketAddr,
         balancers: Option<&Networks>,
         now: Instant,
-    ) -> Result<Self, tls::Error> {
+    ) -> Self {
         let mut connection = Self {
             layer: Layer::Plain,
             policy,
@@ -77,9 +77,9 @@ impl Connection {
         };
         match balancers {
             Some(balancers) => connection.expect_header(tls, balancers),
-            None => connection.begin(tls, now)?,
+            None => connection.begin(tls, now),
         }
-        Ok(connection)
+        connection
     }
 
     /// Whom it speaks for.
@@ -104,7 +104,7 @@ impl Connection {
 
     /// Whether the handshake still goes on.
     pub(crate) fn is_handshaking(&self) -> bool {
-        matches!(self.phase, Phase::Handshake)
+        matches!(self.phase, Phase::Hello { .. } | Phase::Handshake)
     }
 
     /// How the handshake ended, once.
@@ -121,6 +121,14 @@ impl Connection {
         if bytes.is_empty() {
             return;
         }
+        if matches!(self.phase, Phase::Hello { .. }) {
+            self.receive_hello(bytes, scratch, now);
+        } else {
+            self.receive_records(bytes, scratch, now);
+        }
+    }
+
+    fn receive_records(&mut self, bytes: &mut [u8], scratch: &mut Scratch, now: Instant) {
         let request_end = match &self.phase {
             Phase::Body(request) => request.end(),
             _ => None,
@@ -151,7 +159,7 @@ impl Connection {
         match self.phase {
             Phase::Tunnel => {}
             Phase::Preface { .. } => self.end_preface(ProxyHeader::Abandoned),
-            Phase::Handshake => {
+            Phase::Hello { .. } | Phase::Handshake => {
                 self.handshake = Some(Handshake::Abandoned);
                 self.phase = Phase::Closed;
             }
@@ -300,7 +308,7 @@ impl Connection {
             }
             Phase::Idle => self.close(scratch, now),
             Phase::Preface { .. } => self.end_preface(ProxyHeader::Late),
-            Phase::Handshake => {
+            Phase::Hello { .. } | Phase::Handshake => {
                 self.handshake = Some(Handshake::Late);
                 self.phase = Phase::Closed;
             }

@@ -1,7 +1,7 @@
 //! A connection under test, with rustls' own client as its peer and an exchange that answers as it is told.
 
 use std::io::{Read as _, Write as _};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use fleet_protocol::agent::Route;
 use fleet_protocol::config::{Server, TlsCompatibility};
@@ -18,7 +18,7 @@ pub(super) const TLS13: &SupportedProtocolVersion = &rustls::version::TLS13;
 pub(super) const BODY: &str = r#"{"node_key":"k"}"#;
 
 pub(super) struct Identity {
-    pub(super) server: Arc<rustls::ServerConfig>,
+    pub(super) terms: Terms,
     roots: RootCertStore,
 }
 
@@ -33,7 +33,7 @@ pub(super) fn identity() -> &'static Identity {
             key_pem: Secret::new(pair.signing_key.serialize_pem()),
         };
         Identity {
-            server: tls::server_config(&identity, TlsCompatibility::Intermediate).unwrap(),
+            terms: Terms::new(&identity, TlsCompatibility::Intermediate).unwrap(),
             roots,
         }
     })
@@ -110,10 +110,10 @@ impl Bench {
         let policy = Rc::new(Policy::of(server).unwrap());
         let balancers = is_proxied.then(|| server.balancers().unwrap());
         let now = Instant::now();
-        let tls = client.as_ref().map(|_| &identity().server);
+        let tls = client.as_ref().map(|_| Rc::new(identity().terms.clone()));
         let peer = peer.parse().unwrap();
         Self {
-            connection: Connection::new(tls, policy, peer, balancers.as_ref(), now).unwrap(),
+            connection: Connection::new(tls.as_ref(), policy, peer, balancers.as_ref(), now),
             client,
             scratch: Scratch::default(),
             now,

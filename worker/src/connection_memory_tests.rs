@@ -44,10 +44,10 @@ impl Kept {
         let policy = Rc::new(Policy::of(&Server::default()).unwrap());
         let now = Instant::now();
         let peer = "192.0.2.1:5000".parse().unwrap();
-        let tls = with_tls.then(|| &identity().server);
+        let tls = with_tls.then(|| Rc::new(identity().terms.clone()));
         Self {
             state,
-            connection: Connection::new(tls, policy, peer, None, now).unwrap(),
+            connection: Connection::new(tls.as_ref(), policy, peer, None, now),
             scratch: Scratch::default(),
             now,
             answered: 0,

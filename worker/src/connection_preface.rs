@@ -1,6 +1,7 @@
-//! What balancers put in front: the PROXY header before everything else, and the fields that name a request's client.
+//! What comes before everything else: a balancer's PROXY header, and the ClientHello; and the fields in which balancers
+//! name a request's client.
 
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Instant;
 
 use fleet_protocol::limits;
@@ -10,9 +11,11 @@ use fleet_protocol::stats::ProxyHeader;
 
 use super::Connection;
 use crate::buffers::Scratch;
+use crate::client_hello::{self, Look};
 use crate::http::{self, RequestHead};
 use crate::phase::Phase;
-use crate::tls::{self, Layer};
+use crate::terms::Terms;
+use crate::tls::Layer;
 
 impl Connection {
     /// What came of the PROXY header, once.
@@ -22,11 +25,7 @@ impl Connection {
 
     /// Waits for the header, if this peer may send one. TLS begins behind it, so that a connection that sends none
     /// costs nothing.
-    pub(super) fn expect_header(
-        &mut self,
-        tls: Option<&Arc<rustls::ServerConfig>>,
-        balancers: &Networks,
-    ) {
+    pub(super) fn expect_header(&mut self, tls: Option<&Rc<Terms>>, balancers: &Networks) {
         if balancers.contains(self.peer.ip()) {
             let tls = tls.cloned();
             self.phase = Phase::Preface { tls };
@@ -36,14 +35,11 @@ impl Connection {
     }
 
     /// Begins with what the client itself sends.
-    pub(super) fn begin(
-        &mut self,
-        tls: Option<&Arc<rustls::ServerConfig>>,
-        now: Instant,
-    ) -> Result<(), tls::Error> {
-        self.layer = Layer::new(tls)?;
-        if tls.is_some() {
-            self.phase = Phase::Handshake;
+    pub(super) fn begin(&mut self, tls: Option<&Rc<Terms>>, now: Instant) {
+        if let Some(terms) = tls {
+            self.phase = Phase::Hello {
+                terms: Rc::clone(terms),
+            };
             // From accept on, as the end of the exchange is.
             self.deadline = self
                 .exchange_end
@@ -53,7 +49,47 @@ impl Connection {
             self.phase = Phase::Head { scanned: 0 };
             self.deadline = now + limits::HEAD_DEADLINE;
         }
-        Ok(())
+    }
+
+    /// Waits for the whole ClientHello, so that silent and slow peers cost no TLS state; which terms are theirs shows in
+    /// it. Nearly always it is whole in one read, and is not copied.
+    pub(super) fn receive_hello(&mut self, bytes: &mut [u8], scratch: &mut Scratch, now: Instant) {
+        let is_first = self.plain.is_empty();
+        if !is_first {
+            self.plain.extend_from_slice(bytes);
+        }
+        let look = client_hello::look(if is_first { bytes } else { &self.plain });
+        let Phase::Hello { terms } = &self.phase else {
+            return;
+        };
+        let config = match look {
+            Look::Partial => {
+                if is_first {
+                    scratch.lend(&mut self.plain, bytes.len(), None);
+                    self.plain.extend_from_slice(bytes);
+                }
+                return;
+            }
+            Look::Whole { offers_alpn: true } => &terms.others,
+            Look::Whole { offers_alpn: false } | Look::Opaque => &terms.agents,
+        };
+        match Layer::new(config) {
+            Ok(layer) => {
+                self.layer = layer;
+                self.phase = Phase::Handshake;
+            }
+            Err(error) => {
+                tracing::error!(%error, "TLS cannot begin");
+                self.phase = Phase::Closed;
+                return;
+            }
+        }
+        if is_first {
+            self.receive_records(bytes, scratch, now);
+        } else {
+            let mut hello = std::mem::take(&mut self.plain);
+            self.receive_records(&mut hello, scratch, now);
+        }
     }
 
     /// Takes the header off the front, where one is due; gives what is left for the next layer. A header that is not
@@ -66,7 +102,11 @@ impl Connection {
     ) -> &'b mut [u8] {
         let used = match self.phase {
             Phase::Preface { .. } => self.receive_header(bytes, scratch, now),
-            Phase::Handshake | Phase::Head { scanned: 0 } if self.plain.is_empty() => 0,
+            Phase::Hello { .. } | Phase::Handshake | Phase::Head { scanned: 0 }
+                if self.plain.is_empty() =>
+            {
+                0
+            }
             _ => return bytes,
         };
         let rest = bytes.get_mut(used..).unwrap_or_default();
@@ -119,9 +159,7 @@ impl Connection {
             self.peer = source;
             self.client = source.ip();
         }
-        if let Err(error) = self.begin(tls.as_ref(), now) {
-            tracing::error!(%error, "TLS cannot begin");
-        }
+        self.begin(tls.as_ref(), now);
     }
 
     /// The connection is over before it began.

@@ -370,3 +370,64 @@ proptest! {
         bench.pass(Duration::from_secs(100));
     }
 }
+
+#[test]
+fn tls_has_no_state_before_the_hello_is_whole() {
+    let mut bench = Bench::tls(TLS13);
+    let mut hello = Vec::new();
+    let client = bench.client.as_mut().unwrap();
+    client.write_tls(&mut hello).unwrap();
+    let (last, most) = hello.split_last().unwrap();
+    bench.receive(&most[..9]);
+    bench.receive(&most[9..]);
+    assert!(matches!(bench.connection.layer, Layer::Plain));
+    assert_eq!(bench.connection.plain, most);
+    assert!(bench.connection.is_handshaking());
+    bench.receive(&[*last]);
+    assert!(matches!(bench.connection.layer, Layer::Tls { .. }));
+    assert_eq!(bench.connection.plain.capacity(), 0);
+    bench.say(&post(READ, "", BODY));
+    assert!(bench.heard().ends_with("{}"));
+
+    // One that never becomes whole ends as any handshake does.
+    for (goes, expected) in [(true, Handshake::Abandoned), (false, Handshake::Late)] {
+        let mut bench = Bench::tls(TLS13);
+        bench.receive(&most[..40]);
+        if goes {
+            bench.connection.receive_end();
+        }
+        bench.pass(limits::HANDSHAKE_DEADLINE);
+        assert!(bench.is_closed && bench.writes.is_empty());
+        assert_eq!(bench.connection.take_handshake(), Some(expected));
+    }
+}
+
+#[test]
+fn an_endless_hello_is_for_tls_to_refuse() {
+    let mut bench = Bench::tls(TLS13);
+    bench.client = None;
+    // Records of one byte each; the message claims 16,384 bytes.
+    let message = [&[1, 0, 0x40, 0][..], &[0; 4000]].concat();
+    for byte in message {
+        bench.receive(&[22, 3, 1, 0, 1, byte]);
+        if !matches!(bench.connection.layer, Layer::Plain) {
+            break;
+        }
+        assert!(bench.connection.plain.len() < crate::client_hello::WAITING_BYTES_MAX);
+    }
+    assert!(matches!(bench.connection.layer, Layer::Tls { .. }));
+    assert_eq!(bench.connection.plain.capacity(), 0);
+}
+
+/// What each open connection costs besides TLS' own state. Printed, so that growth is seen where it is made.
+#[test]
+fn a_connection_stays_small() {
+    use std::mem::size_of;
+    let (layer, phase) = (size_of::<Layer>(), size_of::<Phase>());
+    let (connection, session) = (
+        size_of::<Connection>(),
+        size_of::<crate::session::Session>(),
+    );
+    println!("layer {layer}, phase {phase}, connection {connection}, session {session} bytes");
+    assert!(layer <= 32 && connection <= 344 && session <= 504);
+}

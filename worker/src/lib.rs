@@ -9,6 +9,7 @@ mod batch;
 mod body;
 mod buffers;
 mod channel;
+mod client_hello;
 mod clock;
 mod connection;
 mod drain;
@@ -36,6 +37,7 @@ mod session;
 mod state;
 mod stats;
 mod stream;
+mod terms;
 mod tls;
 mod tunnel;
 mod waiting;
@@ -45,7 +47,6 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -66,7 +67,8 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 /// What the tasks of this process share.
 struct Worker {
     state: Rc<state::State>,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    /// None when TLS is ended elsewhere.
+    tls: Option<Rc<terms::Terms>>,
     policy: Rc<policy::Policy>,
     clock: Rc<clock::Clock>,
     door: accept::Door,
@@ -84,8 +86,9 @@ impl Worker {
         let tls = start
             .tls
             .as_ref()
-            .map(|identity| tls::server_config(identity, server.tls_compatibility))
-            .transpose()?;
+            .map(|identity| terms::Terms::new(identity, server.tls_compatibility))
+            .transpose()?
+            .map(Rc::new);
         Ok(Rc::new(Self {
             state: state::State::new(start),
             tls,

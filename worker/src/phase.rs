@@ -1,12 +1,13 @@
 //! What a connection is doing, and what it asks of its session.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use fleet_protocol::agent::Route;
 use fleet_protocol::reject::Reject;
 
 use crate::exchange::{Head, Response};
 use crate::request::Request;
+use crate::terms::Terms;
 
 /// What the session has to do next.
 pub(crate) enum Step<'a> {
@@ -29,7 +30,11 @@ pub(crate) enum Phase {
     /// A balancer's PROXY header is due.
     Preface {
         /// For what follows; `None` when TLS is ended elsewhere.
-        tls: Option<Arc<rustls::ServerConfig>>,
+        tls: Option<Rc<Terms>>,
+    },
+    /// The ClientHello is due; TLS has no state yet.
+    Hello {
+        terms: Rc<Terms>,
     },
     Handshake,
     /// A reused connection between two requests.

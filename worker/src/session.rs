@@ -23,7 +23,7 @@ use crate::exchange::{self, Early, Head, Pending, Reply, Response};
 use crate::phase::Step;
 use crate::state::State;
 use crate::stream::Stream;
-use crate::{tls, tunnel};
+use crate::tunnel;
 
 /// See the module.
 pub(crate) struct Session {
@@ -106,20 +106,20 @@ impl Session {
         socket: std::net::TcpStream,
         peer: SocketAddr,
         permit: Permit,
-    ) -> Result<Box<Self>, tls::Error> {
+    ) -> Box<Self> {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let policy = Rc::clone(&worker.policy);
         let (balancers, now) = (permit.listening.balancers.as_ref(), Instant::now());
-        Ok(Box::new(Self {
+        Box::new(Self {
             worker: Rc::clone(worker),
             stream: Stream::new(socket),
-            connection: Connection::new(worker.tls.as_ref(), policy, peer, balancers, now)?,
+            connection: Connection::new(worker.tls.as_ref(), policy, peer, balancers, now),
             unwritten: Vec::new(),
             pending: None,
             exchange: None,
             alarm: Alarm::new(&worker.clock),
             permit,
-        }))
+        })
     }
 
     /// Runs the connection to its end.

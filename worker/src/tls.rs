@@ -1,22 +1,13 @@
-//! TLS of the agent port: the server's configuration, and one connection's record layer over shared buffers.
+//! One connection's record layer over shared buffers.
 //!
 //! rustls' unbuffered API keeps no bytes of its own between calls, so an idle connection costs only its keys and state.
-//! Nothing here resumes sessions: osquery never does, and a ticket costs a signature's worth of time.
 
 use std::sync::Arc;
 
-use fleet_protocol::config::TlsCompatibility;
-use fleet_protocol::slot::TlsIdentity;
-use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
-use rustls::server::{NoServerSessionStorage, ServerConfig, UnbufferedServerConnection};
+use rustls::server::{ServerConfig, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic,
 };
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-
-use crate::key_schedule;
 
 /// A record's header, nonce, content type and tag, in either version; rounded up.
 const RECORD_OVERHEAD_BYTES: usize = 64;
@@ -24,54 +15,6 @@ const RECORD_OVERHEAD_BYTES: usize = 64;
 pub(crate) const RECORD_BYTES_MAX: usize = 16 << 10;
 /// Undecrypted bytes that may wait for the rest of their record or handshake message.
 const PARTIAL_BYTES_MAX: usize = 96 << 10;
-
-/// What is offered and in which order: the suites of [`key_schedule`], then those of TLS 1.2 in the same order.
-fn provider() -> CryptoProvider {
-    let tls12 = [
-        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-        cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
-        cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-        cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-        cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-    ];
-    CryptoProvider {
-        cipher_suites: key_schedule::suites().chain(tls12).collect(),
-        // The post-quantum hybrid costs 16 to 27 µs and 1.1 KB a connection; what is protected lives for one exchange.
-        kx_groups: vec![kx_group::X25519, kx_group::SECP256R1],
-        ..default_provider()
-    }
-}
-
-/// The configuration that all connections share.
-pub(crate) fn server_config(
-    identity: &TlsIdentity,
-    compatibility: TlsCompatibility,
-) -> anyhow::Result<Arc<ServerConfig>> {
-    use anyhow::Context as _;
-    let chain = CertificateDer::pem_slice_iter(identity.cert_chain_pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .context("server.cert is not PEM")?;
-    anyhow::ensure!(!chain.is_empty(), "server.cert holds no certificate");
-    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.reveal().as_bytes())
-        .map_err(|_| anyhow::anyhow!("server.key holds no private key in PEM"))?;
-    let versions: &[_] = match compatibility {
-        TlsCompatibility::Intermediate => &[&rustls::version::TLS13, &rustls::version::TLS12],
-        TlsCompatibility::Modern => &[&rustls::version::TLS13],
-    };
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
-        .with_protocol_versions(versions)
-        .context("TLS versions")?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .context("server.cert and server.key do not fit together")?;
-    config.ignore_client_order = true;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.max_early_data_size = 0;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
-}
 
 /// Why a connection's bytes can no longer be understood, or written.
 #[derive(Debug, thiserror::Error)]
@@ -104,14 +47,11 @@ pub(crate) enum Layer {
 }
 
 impl Layer {
-    /// `None` when TLS is ended elsewhere.
-    pub(crate) fn new(config: Option<&Arc<ServerConfig>>) -> Result<Self, Error> {
-        Ok(match config {
-            None => Self::Plain,
-            Some(config) => Self::Tls {
-                session: Box::new(UnbufferedServerConnection::new(Arc::clone(config))?),
-                partial: Vec::new(),
-            },
+    /// TLS before its first byte.
+    pub(crate) fn new(config: &Arc<ServerConfig>) -> Result<Self, Error> {
+        Ok(Self::Tls {
+            session: Box::new(UnbufferedServerConnection::new(Arc::clone(config))?),
+            partial: Vec::new(),
         })
     }
 
