@@ -25,5 +25,6 @@ pub mod reject;
 pub mod secret;
 pub mod slot;
 pub mod stats;
+pub mod tickets;
 pub mod trusted_proxies;
 pub mod weight;

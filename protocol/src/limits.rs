@@ -31,6 +31,9 @@ pub const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// From the end of the answer to the peer's close.
 pub const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
+/// The keys of session tickets change this often; a ticket is good for as long.
+pub const TICKET_PERIOD: Duration = Duration::from_secs(6 * 3600);
+
 /// Tunnels that one worker holds open; operators are few and must not take the agents' place.
 pub const TUNNELS_PER_WORKER_MAX: u32 = 256;
 

@@ -16,6 +16,7 @@ use crate::ids::{BootNonce, Generation, SlotIndex};
 use crate::networks::Networks;
 use crate::secret::Secret;
 use crate::stats::{ControlStats, WorkerStats};
+use crate::tickets::TicketKeys;
 
 /// Where a child finds its channel.
 pub const CHANNEL_FD: i32 = 3;
@@ -43,6 +44,8 @@ pub enum ToChild {
     Listen(Vec<Listener>),
     /// To a worker: accept what waits on these addresses, then close their listeners.
     Withdraw(Vec<SocketAddr>),
+    /// To a worker: the keys of session tickets have changed.
+    Tickets(TicketKeys),
 }
 
 impl Message for ToChild {
@@ -60,8 +63,8 @@ pub struct StartWorker {
     pub cpu: Option<u16>,
     /// Listening sockets and their inherited descriptors.
     pub listeners: Vec<Listener>,
-    /// Certificate and key; `None` when TLS is ended elsewhere.
-    pub tls: Option<TlsIdentity>,
+    /// `None` when TLS is ended elsewhere.
+    pub tls: Option<StartTls>,
     /// Control's link socket.
     pub link_path: PathBuf,
     /// Control's socket for everything that is not an agent path.
@@ -79,6 +82,15 @@ pub struct Listener {
     pub fd: i32,
     /// Who may connect, each time with a PROXY v2 header; none: anybody, without one.
     pub balancers: Option<Networks>,
+}
+
+/// What a worker needs for TLS.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartTls {
+    /// Shown to agents.
+    pub identity: TlsIdentity,
+    /// Of session tickets.
+    pub tickets: TicketKeys,
 }
 
 /// PEM texts, checked by the supervisor.

@@ -48,6 +48,7 @@ mod status;
 mod supervisor;
 mod sys;
 mod table;
+mod ticket_ring;
 mod tune;
 mod wanted;
 

@@ -6,7 +6,9 @@ use anyhow::Context as _;
 use fleet_protocol::config::Config;
 use fleet_protocol::ids::Generation;
 use fleet_protocol::secret::Secret;
-use fleet_protocol::slot::{SettingView, StartControl, StartWorker, TlsIdentity, ToChild};
+use fleet_protocol::slot::{
+    SettingView, StartControl, StartTls, StartWorker, TlsIdentity, ToChild,
+};
 
 use crate::addresses::Addresses;
 use crate::exit::Failure;
@@ -15,6 +17,7 @@ use crate::place::Role;
 use crate::settings::Settings;
 use crate::spread::Spread;
 use crate::state_dir::{self, StateDir};
+use crate::ticket_ring::TicketRing;
 
 /// Reads the configuration again from where it came from.
 pub(crate) type Reread = Box<dyn Fn() -> Result<Settings, Failure>>;
@@ -38,6 +41,8 @@ pub(crate) struct Setup {
     pub(crate) spread: Option<Spread>,
     /// None without TLS.
     pub(crate) tls: Option<TlsIdentity>,
+    /// Keys of session tickets.
+    pub(crate) tickets: TicketRing,
     /// For a store that holds none.
     pub(crate) enroll_secret: Secret,
     /// What a worker's descriptors allow.
@@ -69,7 +74,7 @@ impl Setup {
                     generation: Generation(0),
                     cpu: turn.and_then(|index| self.cpus.get(index)).copied(),
                     listeners,
-                    tls: self.tls.clone(),
+                    tls: self.start_tls(),
                     link_path: self.state.run_path("control.sock"),
                     tunnel_path: self.state.run_path("tunnel.sock"),
                     config: self.worker_config(),
@@ -91,6 +96,12 @@ impl Setup {
             }
         };
         Ok((message, keep))
+    }
+
+    fn start_tls(&self) -> Option<StartTls> {
+        let identity = self.tls.clone()?;
+        let tickets = self.tickets.keys().clone();
+        Some(StartTls { identity, tickets })
     }
 
     /// `https://IP:port`, one for each address that is wanted.

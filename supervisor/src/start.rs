@@ -20,6 +20,7 @@ use crate::settings::Settings;
 use crate::setup::{ADDRESSES_FILE, Reread, Setup};
 use crate::signals::Signals;
 use crate::state_dir::StateDir;
+use crate::ticket_ring::{self, TicketRing};
 use crate::{
     banner, claiming, enroll_secret, log, machine, preflight, sizing, spread, state_dir,
     supervisor, sys, tune, wanted,
@@ -129,6 +130,8 @@ fn set_up(
         &addresses.bound(),
         preflight.connections_per_worker,
     )?;
+    let tickets = TicketRing::new(ticket_ring::random_key)
+        .ok_or_else(|| Failure::fatal("cannot start: no random numbers"))?;
     preflight.report();
     if let Some(identity) = &identity {
         report(identity, &config, &bound);
@@ -146,6 +149,7 @@ fn set_up(
         },
         scheme: if identity.is_some() { "https" } else { "http" },
         tls: identity.as_ref().map(|identity| identity.tls.clone()),
+        tickets,
         enroll_secret: secret,
         connections_per_worker: preflight.connections_per_worker,
         settings: preflight.settings,

@@ -27,6 +27,7 @@ use crate::process::{Heard, Launcher, News};
 use crate::setup::Setup;
 use crate::signals::Signals;
 use crate::slot::{Action, Event};
+use crate::ticket_ring;
 
 pub(crate) use self::end::ANNOUNCE_MAX;
 
@@ -371,6 +372,7 @@ impl Supervisor {
             place.check_silence(now);
         }
         self.tend_addresses();
+        self.tend_tickets(now);
         let reports = self.places.iter().map(Place::report);
         self.setup.addresses.count(reports, now);
         let gateway = self.publish();
@@ -379,6 +381,19 @@ impl Supervisor {
         {
             // A control process that does not read is told again in a second.
             control.tell(ToChild::Gateway(Box::new(gateway)));
+        }
+    }
+
+    /// Changes the keys of session tickets when it is time. A worker that cannot be told has the key that seals now as its
+    /// next one, and is told again a period later.
+    fn tend_tickets(&mut self, now: Duration) {
+        let Some(keys) = self.setup.tickets.turn(now, ticket_ring::random_key) else {
+            return;
+        };
+        for place in &self.places {
+            if place.role != Role::Control {
+                place.tell(ToChild::Tickets(keys.clone()));
+            }
         }
     }
 

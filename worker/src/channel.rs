@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use fleet_protocol::frame::{self, Decoder};
 use fleet_protocol::limits::STATS_INTERVAL;
 use fleet_protocol::slot::{FDS_PER_MESSAGE_MAX, FromChild, Listener, ToChild};
+use fleet_protocol::tickets::TicketKeys;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use socket2::Socket;
@@ -87,6 +88,8 @@ pub(crate) enum Word {
     Listen(Vec<(Listener, Socket)>),
     /// Accept no more on these.
     Withdraw(Vec<std::net::SocketAddr>),
+    /// Seal and open session tickets with these.
+    Tickets(TicketKeys),
 }
 
 /// Hears the supervisor.
@@ -110,6 +113,7 @@ impl Ears {
                     return self.listen(listeners).map(Word::Listen);
                 }
                 Some(ToChild::Withdraw(addresses)) => return Ok(Word::Withdraw(addresses)),
+                Some(ToChild::Tickets(keys)) => return Ok(Word::Tickets(keys)),
                 Some(_) => tracing::warn!("unexpected message from the supervisor"),
                 None => {
                     let stream = self.reader.as_ref();

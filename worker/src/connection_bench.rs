@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use fleet_protocol::agent::Route;
 use fleet_protocol::config::{Server, TlsCompatibility};
 use fleet_protocol::secret::Secret;
-use fleet_protocol::slot::TlsIdentity;
+use fleet_protocol::slot::{StartTls, TlsIdentity};
 use fleet_protocol::stats::Outcome;
 use rustls::crypto::aws_lc_rs;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
@@ -18,6 +18,7 @@ pub(super) const TLS13: &SupportedProtocolVersion = &rustls::version::TLS13;
 pub(super) const BODY: &str = r#"{"node_key":"k"}"#;
 
 pub(super) struct Identity {
+    start: StartTls,
     pub(super) terms: Terms,
     roots: RootCertStore,
 }
@@ -32,23 +33,36 @@ pub(super) fn identity() -> &'static Identity {
             cert_chain_pem: pair.cert.pem(),
             key_pem: Secret::new(pair.signing_key.serialize_pem()),
         };
+        let start = StartTls {
+            identity,
+            tickets: crate::ticketer::test_keys(),
+        };
         Identity {
-            terms: Terms::new(&identity, TlsCompatibility::Intermediate).unwrap(),
+            terms: Terms::new(&start, TlsCompatibility::Intermediate).unwrap(),
             roots,
+            start,
         }
     })
+}
+
+/// What workers of one server are given.
+pub(super) fn start_tls() -> StartTls {
+    identity().start.clone()
 }
 
 pub(super) fn client(
     version: &'static SupportedProtocolVersion,
     name: &'static str,
 ) -> ClientConnection {
-    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    ClientConnection::new(Arc::new(client_config(version)), name.try_into().unwrap()).unwrap()
+}
+
+pub(super) fn client_config(version: &'static SupportedProtocolVersion) -> ClientConfig {
+    ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[version])
         .unwrap()
         .with_root_certificates(identity().roots.clone())
-        .with_no_client_auth();
-    ClientConnection::new(Arc::new(config), name.try_into().unwrap()).unwrap()
+        .with_no_client_auth()
 }
 
 /// A connection under test with its peer.
@@ -107,10 +121,22 @@ impl Bench {
         peer: &str,
         is_proxied: bool,
     ) -> Self {
+        let terms = client.as_ref().map(|_| identity().terms.clone());
+        Self::on(terms, client, server, peer, is_proxied)
+    }
+
+    /// The same on terms of the test's own.
+    pub(super) fn on(
+        terms: Option<Terms>,
+        client: Option<ClientConnection>,
+        server: &Server,
+        peer: &str,
+        is_proxied: bool,
+    ) -> Self {
         let policy = Rc::new(Policy::of(server).unwrap());
         let balancers = is_proxied.then(|| server.balancers().unwrap());
         let now = Instant::now();
-        let tls = client.as_ref().map(|_| Rc::new(identity().terms.clone()));
+        let tls = terms.map(Rc::new);
         let peer = peer.parse().unwrap();
         Self {
             connection: Connection::new(tls.as_ref(), policy, peer, balancers.as_ref(), now),

@@ -14,6 +14,8 @@ mod bench;
 mod memory;
 #[path = "connection_preface_tests.rs"]
 mod preface;
+#[path = "connection_tls_tests.rs"]
+mod tls_tests;
 
 use bench::{BODY, Bench, TLS12, TLS13, client, ok, post};
 

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use fleet_protocol::limits::{DRAIN_DEADLINE, STATS_INTERVAL};
 use fleet_protocol::slot::{FromChild, Listener};
+use fleet_protocol::tickets::TicketKeys;
 use socket2::Socket;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -66,6 +67,7 @@ pub(crate) async fn serve(
                 Ok(Word::Drain(time)) => break (time, false),
                 Ok(Word::Listen(listeners)) => listen(&worker, &mut accepts, listeners),
                 Ok(Word::Withdraw(addresses)) => withdraw(&worker, &addresses),
+                Ok(Word::Tickets(keys)) => turn_tickets(&worker, &keys),
                 Err(error) => {
                     tracing::warn!(%error, "no word from the supervisor any more");
                     break (DRAIN_DEADLINE, false);
@@ -125,6 +127,16 @@ fn withdraw(worker: &Worker, addresses: &[SocketAddr]) {
         if addresses.contains(&listening.address) {
             listening.withdraw();
         }
+    }
+}
+
+fn turn_tickets(worker: &Worker, keys: &TicketKeys) {
+    let terms = worker.tls.iter();
+    for error in terms.filter_map(|terms| terms.tickets.turn(keys).err()) {
+        tracing::error!(
+            error = format!("{error:#}"),
+            "ticket keys stay as they were"
+        );
     }
 }
 

@@ -38,6 +38,7 @@ mod state;
 mod stats;
 mod stream;
 mod terms;
+mod ticketer;
 mod tls;
 mod tunnel;
 mod waiting;
@@ -86,7 +87,7 @@ impl Worker {
         let tls = start
             .tls
             .as_ref()
-            .map(|identity| terms::Terms::new(identity, server.tls_compatibility))
+            .map(|tls| terms::Terms::new(tls, server.tls_compatibility))
             .transpose()?
             .map(Rc::new);
         Ok(Rc::new(Self {

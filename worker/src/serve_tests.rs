@@ -14,7 +14,7 @@ use fleet_protocol::frame::Decoder;
 use fleet_protocol::ids::{AnswerId, Generation, HostId, NodeKeyHash, SlotIndex, UnixSeconds};
 use fleet_protocol::proxy_header;
 use fleet_protocol::secret::Secret;
-use fleet_protocol::slot::{self, FromChild, StartWorker, TlsIdentity, ToChild};
+use fleet_protocol::slot::{self, FromChild, StartTls, StartWorker, TlsIdentity, ToChild};
 use fleet_protocol::stats::WorkerStats;
 
 use super::*;
@@ -89,9 +89,12 @@ impl Bench {
             generation: Generation(0),
             cpu: None,
             listeners: Vec::new(),
-            tls: with_tls.then(|| TlsIdentity {
-                cert_chain_pem: pair.cert.pem(),
-                key_pem: Secret::new(pair.signing_key.serialize_pem()),
+            tls: with_tls.then(|| StartTls {
+                identity: TlsIdentity {
+                    cert_chain_pem: pair.cert.pem(),
+                    key_pem: Secret::new(pair.signing_key.serialize_pem()),
+                },
+                tickets: crate::ticketer::test_keys(),
             }),
             link_path: control.path(),
             tunnel_path,

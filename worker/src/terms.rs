@@ -1,12 +1,13 @@
 //! The terms on which TLS is spoken: versions, suites, groups, certificates.
 //!
-//! There are two of them, told apart by the ClientHello: osquery offers no ALPN; browsers, curl and fleetctl do.
+//! There are two of them, told apart by the ClientHello: osquery offers no ALPN and never resumes, so a ticket would be
+//! wasted on it; browsers, curl and fleetctl offer it and get one.
 
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use fleet_protocol::config::TlsCompatibility;
-use fleet_protocol::slot::TlsIdentity;
+use fleet_protocol::slot::{StartTls, TlsIdentity};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::server::{NoServerSessionStorage, ServerConfig};
@@ -14,6 +15,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::key_schedule;
+use crate::ticketer::Ticketer;
 
 /// See the module. Connections share them.
 #[derive(Clone)]
@@ -22,19 +24,22 @@ pub(crate) struct Terms {
     pub(crate) agents: Arc<ServerConfig>,
     /// For clients with ALPN.
     pub(crate) others: Arc<ServerConfig>,
+    /// Seals what `others` give out.
+    pub(crate) tickets: Arc<Ticketer>,
 }
 
 impl Terms {
-    pub(crate) fn new(
-        identity: &TlsIdentity,
-        compatibility: TlsCompatibility,
-    ) -> anyhow::Result<Self> {
-        let agents = server_config(identity, compatibility)?;
+    pub(crate) fn new(start: &StartTls, compatibility: TlsCompatibility) -> anyhow::Result<Self> {
+        let agents = server_config(&start.identity, compatibility)?;
+        let tickets = Arc::new(Ticketer::new(&start.tickets)?);
         let mut others = agents.clone();
         others.alpn_protocols = vec![b"http/1.1".to_vec()];
+        others.ticketer = tickets.clone();
+        others.send_tls13_tickets = 1;
         Ok(Self {
             agents: Arc::new(agents),
             others: Arc::new(others),
+            tickets,
         })
     }
 }
