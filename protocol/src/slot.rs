@@ -87,8 +87,8 @@ pub struct Listener {
 /// What a worker needs for TLS.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartTls {
-    /// Shown to agents.
-    pub identity: TlsIdentity,
+    /// The first is shown to whoever asks for no name that another one covers; never empty.
+    pub identities: Vec<TlsIdentity>,
     /// Of session tickets.
     pub tickets: TicketKeys,
 }
@@ -100,6 +100,8 @@ pub struct TlsIdentity {
     pub cert_chain_pem: String,
     /// PKCS#8, SEC1 or PKCS#1.
     pub key_pem: Secret,
+    /// What it covers: names, wildcards such as `*.example.com`, addresses.
+    pub names: Vec<String>,
 }
 
 /// What control needs.

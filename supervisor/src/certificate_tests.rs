@@ -33,7 +33,7 @@ fn given(cert: &str, key: &str) -> Result<Identity, Failure> {
 fn an_own_pair_is_made_once() {
     let dir = tempfile::tempdir().unwrap();
     let first = own(dir.path(), NOW);
-    assert_eq!((first.names.clone(), first.is_own), (names(), true));
+    assert_eq!((first.tls.names.clone(), first.is_own), (names(), true));
     assert!(first.notes[0].contains("gateway.example"));
     let mode = fs::metadata(dir.path().join("tls/key.pem")).unwrap().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -90,4 +90,58 @@ fn a_given_pair_that_has_expired_is_refused() {
     let tls = own(dir.path(), NOW - 900 * DAY).tls;
     let failure = given(&tls.cert_chain_pem, tls.key_pem.reveal()).unwrap_err();
     assert!(failure.to_string().contains("has expired"), "{failure}");
+}
+
+#[test]
+fn further_pairs_are_checked_and_must_have_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, names: &[&str], pair: &KeyPair| {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let cert = CertificateParams::new(names).unwrap();
+        let [cert_path, key_path] =
+            ["crt", "key"].map(|end| dir.path().join(name).with_extension(end));
+        fs::write(&cert_path, cert.self_signed(pair).unwrap().pem()).unwrap();
+        fs::write(&key_path, pair.serialize_pem()).unwrap();
+        format!("{}={}", cert_path.display(), key_path.display())
+    };
+    let load = |certificates: Vec<String>| {
+        let tls = Tls {
+            certificates,
+            ..Tls::default()
+        };
+        load_further(&tls, NOW)
+    };
+    let pair = KeyPair::generate().unwrap();
+    let named = write("named", &["*.example.com", "192.0.2.1"], &pair);
+    let address = write("address", &["192.0.2.1"], &pair);
+    let found = load(vec![named.clone()]).unwrap();
+    assert_eq!(found[0].tls.names, ["*.example.com", "192.0.2.1"]);
+    let missing = format!("{}=/nowhere.key", dir.path().join("named.crt").display());
+    for (text, part) in [
+        (address, "address.crt covers no name"),
+        (missing, "cannot read /nowhere.key"),
+    ] {
+        let failure = load(vec![named.clone(), text]).unwrap_err();
+        assert_eq!(failure.code(), exit::CONFIG);
+        let text = failure.to_string();
+        assert!(
+            text.starts_with("tls.certificates: ") && text.contains(part),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn rsa_is_taken_with_what_it_costs() {
+    let rsa = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+    let params = CertificateParams::new(vec!["gateway.example".to_owned()]).unwrap();
+    let cert = params.self_signed(&rsa).unwrap().pem();
+    let identity = given(&cert, &rsa.serialize_pem()).unwrap();
+    let measured = capacity::measured().unwrap();
+    let text = identity.warnings.join("\n");
+    for figure in [Figure::ReadRsa, Figure::ReadEcdsa] {
+        let rate = 1e6 / measured.value(figure).unwrap();
+        assert!(text.contains(&format!("{rate:.0}")), "{text}");
+    }
+    assert!(text.contains("cert.pem has an RSA key: "), "{text}");
 }

@@ -105,7 +105,7 @@ pub(crate) fn target(address: SocketAddr, identity: Option<&Identity>) -> String
     let given = identity
         .filter(|identity| !identity.is_own)
         .into_iter()
-        .flat_map(|identity| &identity.names)
+        .flat_map(|identity| &identity.tls.names)
         .find(|name| name.parse::<IpAddr>().is_err() && !name.starts_with("*."));
     let host = match (given, address.ip()) {
         (Some(name), _) => name.clone(),

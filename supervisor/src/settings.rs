@@ -199,6 +199,8 @@ fn complete(key: &Key, text: &str) -> String {
 /// Files that options name and that cannot be read now.
 fn unreadable_files(config: &Config) -> Vec<String> {
     let mysql = &config.mysql;
+    let pairs = config.tls.pairs().unwrap_or_default();
+    let further = pairs.iter().flat_map(|(cert, key)| [cert, key]);
     let files = [
         ("server.cert", &config.server.cert),
         ("server.key", &config.server.key),
@@ -210,6 +212,7 @@ fn unreadable_files(config: &Config) -> Vec<String> {
     ];
     files
         .into_iter()
+        .chain(further.map(|path| ("tls.certificates", path)))
         .filter(|(_, path)| !path.as_os_str().is_empty())
         .filter_map(|(option, path)| {
             let reason = match std::fs::File::open(path).and_then(|file| file.metadata()) {

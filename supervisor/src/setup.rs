@@ -39,8 +39,8 @@ pub(crate) struct Setup {
     pub(crate) local: LocalListeners,
     /// What tells the world where agents may go; taken once it is at work.
     pub(crate) spread: Option<Spread>,
-    /// None without TLS.
-    pub(crate) tls: Option<TlsIdentity>,
+    /// Certificates and keys, the usual one first; none without TLS.
+    pub(crate) identities: Vec<TlsIdentity>,
     /// Keys of session tickets.
     pub(crate) tickets: TicketRing,
     /// For a store that holds none.
@@ -99,9 +99,10 @@ impl Setup {
     }
 
     fn start_tls(&self) -> Option<StartTls> {
-        let identity = self.tls.clone()?;
-        let tickets = self.tickets.keys().clone();
-        Some(StartTls { identity, tickets })
+        (!self.identities.is_empty()).then(|| StartTls {
+            identities: self.identities.clone(),
+            tickets: self.tickets.keys().clone(),
+        })
     }
 
     /// `https://IP:port`, one for each address that is wanted.

@@ -121,6 +121,7 @@ fn set_up(
     } else {
         None
     };
+    let further = certificate::load_further(&config.tls, now)?;
     let secret = enroll_secret::load(state.path())?;
     let workers = sizing::workers(&config);
     let addresses = Addresses::open(&config, wanted, workers, claimed)?;
@@ -134,7 +135,10 @@ fn set_up(
         .ok_or_else(|| Failure::fatal("cannot start: no random numbers"))?;
     preflight.report();
     if let Some(identity) = &identity {
-        report(identity, &config, &bound);
+        report(identity, &bound);
+    }
+    for warning in further.iter().flat_map(|identity| &identity.warnings) {
+        tracing::warn!("{warning}");
     }
     let target = addresses
         .wanted()
@@ -148,7 +152,11 @@ fn set_up(
             Vec::new()
         },
         scheme: if identity.is_some() { "https" } else { "http" },
-        tls: identity.as_ref().map(|identity| identity.tls.clone()),
+        identities: identity
+            .iter()
+            .chain(&further)
+            .map(|identity| identity.tls.clone())
+            .collect(),
         tickets,
         enroll_secret: secret,
         connections_per_worker: preflight.connections_per_worker,
@@ -195,15 +203,12 @@ fn certificate_names(bound: &[IpAddr], dns_name: &str) -> Vec<String> {
     unique
 }
 
-fn report(identity: &Identity, config: &Config, bound: &[IpAddr]) {
+fn report(identity: &Identity, bound: &[IpAddr]) {
     for note in &identity.notes {
         tracing::info!("{note}");
     }
     for warning in &identity.warnings {
         tracing::warn!("{warning}");
-    }
-    if let Some(exposure) = certificate::key_exposure(&config.server.key) {
-        tracing::warn!("{exposure}");
     }
     if !identity.is_own {
         return;

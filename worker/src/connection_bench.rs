@@ -4,11 +4,11 @@ use std::io::{Read as _, Write as _};
 use std::sync::{Arc, OnceLock};
 
 use fleet_protocol::agent::Route;
-use fleet_protocol::config::{Server, TlsCompatibility};
+use fleet_protocol::config::{Config, Server};
 use fleet_protocol::secret::Secret;
 use fleet_protocol::slot::{StartTls, TlsIdentity};
 use fleet_protocol::stats::Outcome;
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
 
 use super::super::*;
@@ -32,13 +32,14 @@ pub(super) fn identity() -> &'static Identity {
         let identity = TlsIdentity {
             cert_chain_pem: pair.cert.pem(),
             key_pem: Secret::new(pair.signing_key.serialize_pem()),
+            names: vec!["localhost".into()],
         };
         let start = StartTls {
-            identity,
+            identities: vec![identity],
             tickets: crate::ticketer::test_keys(),
         };
         Identity {
-            terms: Terms::new(&start, TlsCompatibility::Intermediate).unwrap(),
+            terms: Terms::new(&start, &Config::default()).unwrap(),
             roots,
             start,
         }
@@ -58,7 +59,14 @@ pub(super) fn client(
 }
 
 pub(super) fn client_config(version: &'static SupportedProtocolVersion) -> ClientConfig {
-    ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    client_config_of(aws_lc_rs::default_provider(), version)
+}
+
+pub(super) fn client_config_of(
+    provider: CryptoProvider,
+    version: &'static SupportedProtocolVersion,
+) -> ClientConfig {
+    ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[version])
         .unwrap()
         .with_root_certificates(identity().roots.clone())

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fleet_protocol::config::TlsCompatibility;
+use fleet_protocol::config::{Config, PostQuantum};
 use fleet_protocol::slot::StartTls;
 use fleet_protocol::tickets::TicketKey;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind};
@@ -18,11 +18,20 @@ fn browser(version: &'static rustls::SupportedProtocolVersion) -> Arc<ClientConf
 
 /// One request to a worker that was started so; the connection afterwards.
 fn visit(start: &StartTls, config: &Arc<ClientConfig>) -> ClientConnection {
-    let terms = Terms::new(start, TlsCompatibility::Intermediate).unwrap();
+    visit_with(start, &Config::default(), config)
+}
+
+fn visit_with(start: &StartTls, server: &Config, config: &Arc<ClientConfig>) -> ClientConnection {
+    let terms = Terms::new(start, server).unwrap();
     let name = "localhost".try_into().unwrap();
     let client = ClientConnection::new(Arc::clone(config), name).unwrap();
-    let server = Server::default();
-    let mut bench = Bench::on(Some(terms), Some(client), &server, "192.0.2.1:5000", false);
+    let mut bench = Bench::on(
+        Some(terms),
+        Some(client),
+        &server.server,
+        "192.0.2.1:5000",
+        false,
+    );
     bench.say(&post(READ, "", BODY));
     assert!(bench.heard().ends_with("{}"));
     bench.client.unwrap()
@@ -69,5 +78,32 @@ fn tickets_of_other_keys_lead_to_full_handshakes() {
         start.tickets.rotate(fresh(6));
         let next = visit(&start, &config);
         assert_eq!(next.handshake_kind(), Some(HandshakeKind::Full));
+    }
+}
+
+#[test]
+fn the_key_exchange_is_the_one_that_was_configured() {
+    use rustls::NamedGroup::{X25519, X25519MLKEM768, secp256r1};
+    use rustls::crypto::aws_lc_rs::kx_group;
+    let group = |post_quantum, skipped: usize| {
+        let mut server = Config::default();
+        server.tls.post_quantum = post_quantum;
+        let offered = [
+            kx_group::X25519MLKEM768,
+            kx_group::X25519,
+            kx_group::SECP256R1,
+        ];
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        provider.kx_groups = offered[skipped..].to_vec();
+        let client = Arc::new(bench::client_config_of(provider, TLS13));
+        let visit = visit_with(&start_tls(), &server, &client);
+        visit.negotiated_key_exchange_group().unwrap().name()
+    };
+    // The hybrid comes first, as with OpenSSL since 3.5.
+    assert_eq!(group(PostQuantum::Off, 0), X25519);
+    assert_eq!(group(PostQuantum::Prefer, 0), X25519MLKEM768);
+    for post_quantum in [PostQuantum::Off, PostQuantum::Prefer] {
+        assert_eq!(group(post_quantum, 1), X25519);
+        assert_eq!(group(post_quantum, 2), secp256r1);
     }
 }

@@ -8,6 +8,7 @@ mod answers;
 mod batch;
 mod body;
 mod buffers;
+mod certificates;
 mod channel;
 mod client_hello;
 mod clock;
@@ -87,7 +88,7 @@ impl Worker {
         let tls = start
             .tls
             .as_ref()
-            .map(|tls| terms::Terms::new(tls, server.tls_compatibility))
+            .map(|tls| terms::Terms::new(tls, &start.config))
             .transpose()?
             .map(Rc::new);
         Ok(Rc::new(Self {

@@ -90,10 +90,11 @@ impl Bench {
             cpu: None,
             listeners: Vec::new(),
             tls: with_tls.then(|| StartTls {
-                identity: TlsIdentity {
+                identities: vec![TlsIdentity {
                     cert_chain_pem: pair.cert.pem(),
                     key_pem: Secret::new(pair.signing_key.serialize_pem()),
-                },
+                    names: vec!["localhost".into()],
+                }],
                 tickets: crate::ticketer::test_keys(),
             }),
             link_path: control.path(),

@@ -6,14 +6,13 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use fleet_protocol::config::TlsCompatibility;
-use fleet_protocol::slot::{StartTls, TlsIdentity};
+use fleet_protocol::config::{Config, PostQuantum, TlsCompatibility};
+use fleet_protocol::slot::StartTls;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::server::{NoServerSessionStorage, ServerConfig};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::certificates::Certificates;
 use crate::key_schedule;
 use crate::ticketer::Ticketer;
 
@@ -29,8 +28,8 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    pub(crate) fn new(start: &StartTls, compatibility: TlsCompatibility) -> anyhow::Result<Self> {
-        let agents = server_config(&start.identity, compatibility)?;
+    pub(crate) fn new(start: &StartTls, config: &Config) -> anyhow::Result<Self> {
+        let agents = server_config(start, config)?;
         let tickets = Arc::new(Ticketer::new(&start.tickets)?);
         let mut others = agents.clone();
         others.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -45,7 +44,11 @@ impl Terms {
 }
 
 /// What is offered and in which order: the suites of [`key_schedule`], then those of TLS 1.2 in the same order.
-fn provider() -> CryptoProvider {
+fn provider(post_quantum: PostQuantum) -> CryptoProvider {
+    let mut kx_groups = vec![kx_group::X25519, kx_group::SECP256R1];
+    if post_quantum == PostQuantum::Prefer {
+        kx_groups.insert(0, kx_group::X25519MLKEM768);
+    }
     let tls12 = [
         cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
         cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
@@ -56,32 +59,24 @@ fn provider() -> CryptoProvider {
     ];
     CryptoProvider {
         cipher_suites: key_schedule::suites().chain(tls12).collect(),
-        // The post-quantum hybrid costs 16 to 27 µs and 1.1 KB a connection; what is protected lives for one exchange.
-        kx_groups: vec![kx_group::X25519, kx_group::SECP256R1],
+        kx_groups,
         ..default_provider()
     }
 }
 
-fn server_config(
-    identity: &TlsIdentity,
-    compatibility: TlsCompatibility,
-) -> anyhow::Result<ServerConfig> {
-    let chain = CertificateDer::pem_slice_iter(identity.cert_chain_pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .context("server.cert is not PEM")?;
-    anyhow::ensure!(!chain.is_empty(), "server.cert holds no certificate");
-    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.reveal().as_bytes())
-        .map_err(|_| anyhow::anyhow!("server.key holds no private key in PEM"))?;
-    let versions: &[_] = match compatibility {
+/// For agents.
+fn server_config(start: &StartTls, config: &Config) -> anyhow::Result<ServerConfig> {
+    let provider = Arc::new(provider(config.tls.post_quantum));
+    let certificates = Certificates::new(&start.identities, &provider)?;
+    let versions: &[_] = match config.server.tls_compatibility {
         TlsCompatibility::Intermediate => &[&rustls::version::TLS13, &rustls::version::TLS12],
         TlsCompatibility::Modern => &[&rustls::version::TLS13],
     };
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
         .context("TLS versions")?
         .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .context("server.cert and server.key do not fit together")?;
+        .with_cert_resolver(Arc::new(certificates));
     config.ignore_client_order = true;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::sections::{
     AgentCheck, BasicAuth, Carver, Claim, Dns, Filesystem, Logging, Mysql, Osquery, Redis, Server,
-    State, Tune, Workers,
+    State, Tls, Tune, Workers,
 };
 use super::{Config, Problem};
 use crate::secret::MASK;
@@ -114,8 +114,9 @@ impl Config {
     /// Every option, in the order of the documentation.
     pub fn keys() -> Vec<Key> {
         let defaults = serde_json::to_value(Self::default()).unwrap_or_default();
-        let sections: [(&[&str], Help); 14] = [
+        let sections: [(&[&str], Help); 15] = [
             (&["server"], Server::HELP),
+            (&["tls"], Tls::HELP),
             (&["addresses", "claim"], Claim::HELP),
             (&["addresses", "dns"], Dns::HELP),
             (&["addresses", "agent_check"], AgentCheck::HELP),

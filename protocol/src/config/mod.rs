@@ -10,8 +10,8 @@ mod validate;
 pub use keys::{Key, KeyKind, OverlayError, overlay};
 pub use sections::{
     Addresses, AgentCheck, BasicAuth, Carver, Claim, Dns, Filesystem, HostIdentifier,
-    LogCompression, Logging, Mysql, Osquery, Prometheus, Redis, Server, State, TlsCompatibility,
-    Tune, Workers,
+    LogCompression, Logging, Mysql, Osquery, PostQuantum, Prometheus, Redis, Server, State, Tls,
+    TlsCompatibility, Tune, Workers,
 };
 pub use validate::Problem;
 
@@ -41,6 +41,8 @@ pub struct Config {
     pub server: Server,
     /// Where files are kept.
     pub state: State,
+    /// How TLS is spoken on the agent port.
+    pub tls: Tls,
     /// Kernel limits.
     pub tune: Tune,
     /// The worker processes.

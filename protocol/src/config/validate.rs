@@ -50,6 +50,14 @@ impl Config {
             has_cert == has_key,
             "server.cert and server.key: set both or neither",
         );
+        if let Err(text) = self.tls.pairs() {
+            let problem = format!("tls.certificates: {text:?} is not CERT.pem=KEY.pem");
+            check(false, &problem);
+        }
+        check(
+            self.server.tls || self.tls.certificates.is_empty(),
+            "tls.certificates: of no use with server.tls: false",
+        );
         check(
             self.server.connections_per_worker_max > 0,
             "server.connections_per_worker_max: must be at least 1",
@@ -366,6 +374,21 @@ mod tests {
         config.addresses.dns.ttl = std::time::Duration::ZERO;
         config.addresses.agent_check.listen = "9707".into();
         assert_eq!(config.validate().len(), 5);
+    }
+
+    #[test]
+    fn further_certificates_are_pairs() {
+        let problems = |certificates: &[&str]| {
+            let mut config = Config::default();
+            config.tls.certificates = certificates.iter().map(ToString::to_string).collect();
+            config.validate()
+        };
+        assert_eq!(problems(&["a.pem=b.pem", "c=d=e"]), []);
+        for text in ["a.pem", "=b.pem", "a.pem="] {
+            let problems = problems(&["a=b", text]);
+            assert_eq!(problems.len(), 1, "{text}");
+            assert!(problems[0].0.starts_with("tls.certificates: "), "{text}");
+        }
     }
 
     #[test]
