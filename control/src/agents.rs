@@ -146,11 +146,21 @@ impl Agents {
                 self.lookup_batch(keys, now).await
             }
             BatchKind::Enroll => {
-                let enrollments = pick(requests, |request| match request {
+                let is_adopt =
+                    |(_, request): &(RequestId, Request)| matches!(request, Request::Adopt(_));
+                let (adoptions, enrollments): (Vec<_>, Vec<_>) =
+                    requests.into_iter().partition(is_adopt);
+                let adoptions = pick(adoptions, |request| match request {
+                    Request::Adopt(adopt) => Some(*adopt),
+                    _ => None,
+                });
+                let enrollments = pick(enrollments, |request| match request {
                     Request::Enroll(enroll) => Some(*enroll),
                     _ => None,
                 });
-                self.enroll_batch(enrollments, now).await
+                let mut answers = self.adopt_batch(adoptions, now).await;
+                answers.extend(self.enroll_batch(enrollments, now).await);
+                answers
             }
             BatchKind::Read => {
                 let hosts = pick(requests, |request| match request {
@@ -271,7 +281,7 @@ impl Agents {
         statistics
     }
 
-    async fn lookup_batch(
+    pub(crate) async fn lookup_batch(
         &self,
         requests: Vec<(RequestId, NodeKeyHash)>,
         now: UnixSeconds,

@@ -1,5 +1,6 @@
 //! The control process: store, bus, journal, feed, operator API. Knows no TLS and no agent sockets.
 
+mod adopt;
 #[cfg(test)]
 mod agent_bench;
 mod agent_counters;

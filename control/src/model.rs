@@ -82,6 +82,9 @@ pub(crate) struct NewEnrollment {
     pub(crate) details: Map<String, Value>,
 }
 
+/// Instance id of hosts that are known by a certificate. Those of agents are trimmed, so that none is the same.
+pub(crate) const CERTIFIED_INSTANCE: &str = " client certificate";
+
 /// What became of one enrolment.
 #[derive(Clone, Debug)]
 pub(crate) struct EnrollOutcome {

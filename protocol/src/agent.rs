@@ -101,6 +101,19 @@ pub enum Request {
     CarveBlock(CarveBlock),
     /// Hosts that were heard of since the last such request; ids sorted and unique.
     Seen(Vec<HostId>),
+    /// The host of a verified client certificate: find it, or make it. Answered with [`Answer::Host`].
+    Adopt(Box<Adopt>),
+}
+
+/// A host that is known by its certificate and has no node key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Adopt {
+    /// Made from `identity` in a way in which none is made from a node key.
+    pub key: NodeKeyHash,
+    /// Whom the certificate names; not empty, no control characters.
+    pub identity: String,
+    /// Where the request came from.
+    pub address: IpAddr,
 }
 
 /// `POST …/enroll`. Values inside `details` are strings; unknown tables and columns are kept.
@@ -260,7 +273,7 @@ pub enum Answer {
         /// The host that it stands for.
         host: feed::Host,
     },
-    /// To lookup: `None` only when the store says that no host has this key.
+    /// To adopt, and to lookup: `None` only when the store says that no host has this key.
     Host(Option<feed::Host>),
     /// Not now, or never; [`Reject`] knows which.
     Refused(Reject),

@@ -12,7 +12,7 @@ use crate::ids::{BatchId, RequestId};
 pub enum BatchKind {
     /// Unknown node keys.
     Lookup,
-    /// Enrolments.
+    /// Enrolments, and hosts of certificates.
     Enroll,
     /// Reads with something due.
     Read,
@@ -42,7 +42,7 @@ impl BatchKind {
     pub fn of(request: &Request) -> Self {
         match request {
             Request::Lookup(_) => Self::Lookup,
-            Request::Enroll(_) => Self::Enroll,
+            Request::Enroll(_) | Request::Adopt(_) => Self::Enroll,
             Request::Read(_) => Self::Read,
             Request::Write(_) => Self::Write,
             Request::Log(_) => Self::Log,

@@ -89,8 +89,19 @@ pub struct Listener {
 pub struct StartTls {
     /// The first is shown to whoever asks for no name that another one covers; never empty.
     pub identities: Vec<TlsIdentity>,
+    /// What clients are asked for; `None`: nothing.
+    pub client_trust: Option<ClientTrust>,
     /// Of session tickets.
     pub tickets: TicketKeys,
+}
+
+/// Whose certificates clients may show: PEM texts, checked by the supervisor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientTrust {
+    /// Authorities, at least one.
+    pub ca_pem: String,
+    /// Their revocation lists; may be empty.
+    pub crl_pem: String,
 }
 
 /// PEM texts, checked by the supervisor.

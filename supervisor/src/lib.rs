@@ -16,6 +16,7 @@ mod banner;
 mod certificate;
 mod claim;
 mod claiming;
+mod client_trust;
 mod config_file;
 mod descriptors;
 mod dns;

@@ -204,6 +204,8 @@ fn unreadable_files(config: &Config) -> Vec<String> {
     let files = [
         ("server.cert", &config.server.cert),
         ("server.key", &config.server.key),
+        ("server.client_ca", &config.server.client_ca),
+        ("server.client_crl", &config.server.client_crl),
         ("mysql.password_path", &mysql.password_path),
         ("mysql.tls_ca", &mysql.tls_ca),
         ("mysql.tls_cert", &mysql.tls_cert),

@@ -7,7 +7,7 @@ use fleet_protocol::config::Config;
 use fleet_protocol::ids::Generation;
 use fleet_protocol::secret::Secret;
 use fleet_protocol::slot::{
-    SettingView, StartControl, StartTls, StartWorker, TlsIdentity, ToChild,
+    ClientTrust, SettingView, StartControl, StartTls, StartWorker, TlsIdentity, ToChild,
 };
 
 use crate::addresses::Addresses;
@@ -41,6 +41,8 @@ pub(crate) struct Setup {
     pub(crate) spread: Option<Spread>,
     /// Certificates and keys, the usual one first; none without TLS.
     pub(crate) identities: Vec<TlsIdentity>,
+    /// What clients are asked for.
+    pub(crate) client_trust: Option<ClientTrust>,
     /// Keys of session tickets.
     pub(crate) tickets: TicketRing,
     /// For a store that holds none.
@@ -101,6 +103,7 @@ impl Setup {
     fn start_tls(&self) -> Option<StartTls> {
         (!self.identities.is_empty()).then(|| StartTls {
             identities: self.identities.clone(),
+            client_trust: self.client_trust.clone(),
             tickets: self.tickets.keys().clone(),
         })
     }

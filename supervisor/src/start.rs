@@ -22,8 +22,8 @@ use crate::signals::Signals;
 use crate::state_dir::StateDir;
 use crate::ticket_ring::{self, TicketRing};
 use crate::{
-    banner, claiming, enroll_secret, log, machine, preflight, sizing, spread, state_dir,
-    supervisor, sys, tune, wanted,
+    banner, claiming, client_trust, enroll_secret, log, machine, preflight, sizing, spread,
+    state_dir, supervisor, sys, tune, wanted,
 };
 
 /// Addresses in a certificate of ours: each handshake carries them all.
@@ -122,6 +122,7 @@ fn set_up(
         None
     };
     let further = certificate::load_further(&config.tls, now)?;
+    let client_trust = client_trust::load(&config.server)?;
     let secret = enroll_secret::load(state.path())?;
     let workers = sizing::workers(&config);
     let addresses = Addresses::open(&config, wanted, workers, claimed)?;
@@ -134,12 +135,7 @@ fn set_up(
     let tickets = TicketRing::new(ticket_ring::random_key)
         .ok_or_else(|| Failure::fatal("cannot start: no random numbers"))?;
     preflight.report();
-    if let Some(identity) = &identity {
-        report(identity, &bound);
-    }
-    for warning in further.iter().flat_map(|identity| &identity.warnings) {
-        tracing::warn!("{warning}");
-    }
+    report(identity.as_ref(), &further, &bound);
     let target = addresses
         .wanted()
         .first()
@@ -157,6 +153,7 @@ fn set_up(
             .chain(&further)
             .map(|identity| identity.tls.clone())
             .collect(),
+        client_trust,
         tickets,
         enroll_secret: secret,
         connections_per_worker: preflight.connections_per_worker,
@@ -203,16 +200,18 @@ fn certificate_names(bound: &[IpAddr], dns_name: &str) -> Vec<String> {
     unique
 }
 
-fn report(identity: &Identity, bound: &[IpAddr]) {
-    for note in &identity.notes {
-        tracing::info!("{note}");
+fn report(identity: Option<&Identity>, further: &[Identity], bound: &[IpAddr]) {
+    for identity in identity.into_iter().chain(further) {
+        for note in &identity.notes {
+            tracing::info!("{note}");
+        }
+        for warning in &identity.warnings {
+            tracing::warn!("{warning}");
+        }
     }
-    for warning in &identity.warnings {
-        tracing::warn!("{warning}");
-    }
-    if !identity.is_own {
+    let Some(identity) = identity.filter(|identity| identity.is_own) else {
         return;
-    }
+    };
     let named = bound.iter().filter(|ip| !ip.is_unspecified());
     let named: Vec<String> = named.map(IpAddr::to_string).collect();
     let (fitting, others) = named.split_at(named.len().min(CERTIFICATE_ADDRESSES_MAX));

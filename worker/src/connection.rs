@@ -15,11 +15,12 @@ use fleet_protocol::reject::Reject;
 use fleet_protocol::stats::{Handshake, ProxyHeader};
 
 use crate::buffers::{self, Scratch};
+use crate::client_certificate::Certified;
 use crate::exchange::Response;
 use crate::http::{self, Malformed};
 use crate::phase::{Phase, Step};
 use crate::policy::Policy;
-use crate::request::Request;
+use crate::request::{Request, Sender};
 use crate::terms::Terms;
 use crate::tls::{self, Layer};
 
@@ -34,6 +35,8 @@ pub(crate) struct Connection {
     peer: SocketAddr,
     /// Who sent the latest request; behind a balancer that speaks HTTP, its client.
     client: IpAddr,
+    /// Boxed, since agents that enroll have none.
+    certified: Option<Box<Certified>>,
     phase: Phase,
     deadline: Instant,
     /// When the whole exchange must be over.
@@ -65,6 +68,7 @@ impl Connection {
             policy,
             peer,
             client: peer.ip(),
+            certified: None,
             phase: Phase::Closed,
             deadline: now + limits::PROXY_HEADER_DEADLINE,
             exchange_end: now + limits::EXCHANGE_DEADLINE,
@@ -148,6 +152,8 @@ impl Connection {
         }
         if matches!(self.phase, Phase::Handshake) && !self.layer.is_handshaking() {
             self.handshake = Some(Handshake::Done);
+            let leaf = self.layer.client_certificate();
+            self.certified = leaf.and_then(Certified::of).map(Box::new);
             self.phase = Phase::Head { scanned: 0 };
             self.deadline = self.exchange_end.min(now + limits::HEAD_DEADLINE);
         }
@@ -355,7 +361,11 @@ impl Connection {
         self.phase = Phase::Deciding(Request::new(head));
         match &self.phase {
             Phase::Deciding(request) if is_post => {
-                Step::Head(request.view(route, &self.plain, self.client))
+                let sender = Sender {
+                    client: self.client,
+                    certified: self.certified.as_deref(),
+                };
+                Step::Head(request.view(route, &self.plain, sender))
             }
             _ => Step::Refuse(Some(route), Reject::MethodNotAllowed),
         }
@@ -395,7 +405,11 @@ impl Connection {
         self.phase = Phase::Answering(request);
         match &self.phase {
             Phase::Answering(request) => {
-                let (head, body) = request.parts(route, &mut self.plain, self.client);
+                let sender = Sender {
+                    client: self.client,
+                    certified: self.certified.as_deref(),
+                };
+                let (head, body) = request.parts(route, &mut self.plain, sender);
                 Step::Request(head, body)
             }
             _ => Step::Closed,

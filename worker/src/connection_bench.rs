@@ -36,6 +36,7 @@ pub(super) fn identity() -> &'static Identity {
         };
         let start = StartTls {
             identities: vec![identity],
+            client_trust: None,
             tickets: crate::ticketer::test_keys(),
         };
         Identity {
@@ -87,6 +88,8 @@ pub(super) struct Bench {
     /// What the client has heard.
     pub(super) heard: Vec<u8>,
     pub(super) has_heard_end: bool,
+    /// Why the client has given up.
+    pub(super) client_error: Option<rustls::Error>,
     /// Outputs since the last look, each as long as one write would be.
     pub(super) writes: Vec<usize>,
     pub(super) is_tunnel: bool,
@@ -156,6 +159,7 @@ impl Bench {
             bytes_max: 1 << 20,
             heard: Vec::new(),
             has_heard_end: false,
+            client_error: None,
             writes: Vec::new(),
             is_tunnel: false,
             is_closed: false,
@@ -218,7 +222,13 @@ impl Bench {
                 let mut bytes = &bytes[..];
                 while !bytes.is_empty() {
                     client.read_tls(&mut bytes).unwrap();
-                    let state = client.process_new_packets().unwrap();
+                    let state = match client.process_new_packets() {
+                        Ok(state) => state,
+                        Err(error) => {
+                            self.client_error.get_or_insert(error);
+                            break;
+                        }
+                    };
                     self.has_heard_end |= state.peer_has_closed();
                     let mut chunk = vec![0; state.plaintext_bytes_to_read()];
                     client.reader().read_exact(&mut chunk).unwrap();

@@ -23,6 +23,7 @@ use fleet_protocol::stats::Outcome;
 use serde_json::{Map, Value, json};
 
 use crate::body;
+use crate::client_certificate::Certified;
 use crate::log_body::{self, Lines};
 use crate::scan::Malformed;
 use crate::state::{REQUEST_BYTES_MAX, State, Ticket};
@@ -42,6 +43,8 @@ pub(crate) struct Head<'a> {
     pub(crate) is_gzip: bool,
     /// Who sent it; behind a balancer, the balancer's client.
     pub(crate) client: IpAddr,
+    /// Whose certificate the connection was made with.
+    pub(crate) certified: Option<&'a Certified>,
 }
 
 /// What to do before the body is read.
@@ -140,7 +143,10 @@ pub(crate) fn answer(state: &State, head: &Head<'_>, body: &mut [u8], now: Insta
             }
             through(state, head.route, Request::CarveBlock(block), now)
         }
-        task => authenticate(state, head.route, key, task, now),
+        task => match (key, head.certified) {
+            (None, Some(certified)) => certified::serve(state, head, certified, task, now),
+            _ => authenticate(state, head.route, key, task, now),
+        },
     });
     result.unwrap_or_else(|reject| Reply::Now(refuse(state, Some(head.route), reject)))
 }
@@ -425,6 +431,9 @@ fn work_body(work: Work) -> Bytes {
     }
     Value::Object(body).to_string().into()
 }
+
+#[path = "exchange_certified.rs"]
+mod certified;
 
 #[cfg(test)]
 #[path = "exchange_tests.rs"]

@@ -14,6 +14,9 @@ use crate::hosts::test_host;
 use crate::state::hash_node_key;
 use crate::state::test_state;
 
+#[path = "exchange_certified_tests.rs"]
+mod certified_tests;
+
 const CONFIG: Bytes = Bytes::from_static(b"{\"schedule\":{}}");
 
 fn head(route: Route, node_key: Option<&str>) -> Head<'_> {
@@ -23,6 +26,7 @@ fn head(route: Route, node_key: Option<&str>) -> Head<'_> {
         content_length: 2,
         is_gzip: false,
         client: [127, 0, 0, 1].into(),
+        certified: None,
     }
 }
 

@@ -10,6 +10,7 @@ mod body;
 mod buffers;
 mod certificates;
 mod channel;
+mod client_certificate;
 mod client_hello;
 mod clock;
 mod connection;

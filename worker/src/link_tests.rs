@@ -51,6 +51,7 @@ fn request(state: &State, route: Route, body: &str, now: Instant) -> Reply {
         content_length: body.len() as u64,
         is_gzip: false,
         client: [127, 0, 0, 1].into(),
+        certified: None,
     };
     exchange::answer(state, &head, &mut body, now)
 }

@@ -6,8 +6,18 @@ use std::net::IpAddr;
 
 use fleet_protocol::agent::Route;
 
+use crate::client_certificate::Certified;
 use crate::exchange::Head;
 use crate::http::{Chunked, Framing, Malformed, RequestHead};
+
+/// What is known of a request's sender besides what it says.
+#[derive(Clone, Copy)]
+pub(crate) struct Sender<'a> {
+    /// Behind a balancer, the balancer's client.
+    pub(crate) client: IpAddr,
+    /// Whose certificate the connection was made with.
+    pub(crate) certified: Option<&'a Certified>,
+}
 
 /// See the module.
 pub(crate) struct Request {
@@ -88,7 +98,7 @@ impl Request {
     }
 
     /// The head as the exchange sees it; `buffer` holds at least the head.
-    pub(crate) fn view<'a>(&self, route: Route, buffer: &'a [u8], client: IpAddr) -> Head<'a> {
+    pub(crate) fn view<'a>(&self, route: Route, buffer: &'a [u8], sender: Sender<'a>) -> Head<'a> {
         let key = self
             .head
             .node_key
@@ -99,7 +109,8 @@ impl Request {
             node_key: key.and_then(|key| std::str::from_utf8(key).ok()),
             content_length: self.body_bytes(),
             is_gzip: self.head.is_gzip,
-            client,
+            client: sender.client,
+            certified: sender.certified,
         }
     }
 
@@ -108,7 +119,7 @@ impl Request {
         &self,
         route: Route,
         buffer: &'a mut [u8],
-        client: IpAddr,
+        sender: Sender<'a>,
     ) -> (Head<'a>, &'a mut [u8]) {
         let start = self.head.head_bytes.min(buffer.len());
         let (head, rest) = buffer.split_at_mut(start);
@@ -116,6 +127,6 @@ impl Request {
             .end()
             .and_then(|end| rest.get_mut(..end.checked_sub(start)?))
             .unwrap_or_default();
-        (self.view(route, head, client), body)
+        (self.view(route, head, sender), body)
     }
 }

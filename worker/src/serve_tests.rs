@@ -95,6 +95,7 @@ impl Bench {
                     key_pem: Secret::new(pair.signing_key.serialize_pem()),
                     names: vec!["localhost".into()],
                 }],
+                client_trust: None,
                 tickets: crate::ticketer::test_keys(),
             }),
             link_path: control.path(),

@@ -206,6 +206,10 @@ impl State {
                 self.know(host);
                 Answer::Enrolled { node_key, host }
             }
+            (None, Answer::Host(Some(host))) => {
+                self.know(host);
+                Answer::Host(Some(host))
+            }
             (None, answer) => answer,
         };
         self.waiting.borrow_mut().complete(id, answer)

@@ -6,11 +6,16 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use fleet_protocol::config::{Config, PostQuantum, TlsCompatibility};
-use fleet_protocol::slot::StartTls;
+use fleet_protocol::config::{ClientAuth, Config, PostQuantum, TlsCompatibility};
+use fleet_protocol::slot::{ClientTrust, StartTls};
+use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
-use rustls::server::{NoServerSessionStorage, ServerConfig};
+use rustls::server::{
+    ClientCertVerifierBuilder, NoServerSessionStorage, ServerConfig, WebPkiClientVerifier,
+};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 
 use crate::certificates::Certificates;
 use crate::key_schedule;
@@ -64,6 +69,30 @@ fn provider(post_quantum: PostQuantum) -> CryptoProvider {
     }
 }
 
+/// Judges what clients show. A list that does not speak of a certificate says nothing against it.
+fn verifier(
+    trust: &ClientTrust,
+    config: &Config,
+    provider: Arc<CryptoProvider>,
+) -> anyhow::Result<ClientCertVerifierBuilder> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(trust.ca_pem.as_bytes()) {
+        let certificate = certificate.context("server.client_ca is not PEM")?;
+        roots.add(certificate).context("server.client_ca")?;
+    }
+    let lists = CertificateRevocationListDer::pem_slice_iter(trust.crl_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .context("server.client_crl is not PEM")?;
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .with_crls(lists)
+        .only_check_end_entity_revocation()
+        .allow_unknown_revocation_status();
+    Ok(match config.server.client_auth {
+        ClientAuth::Require => builder,
+        ClientAuth::Accept => builder.allow_unauthenticated(),
+    })
+}
+
 /// For agents.
 fn server_config(start: &StartTls, config: &Config) -> anyhow::Result<ServerConfig> {
     let provider = Arc::new(provider(config.tls.post_quantum));
@@ -72,11 +101,17 @@ fn server_config(start: &StartTls, config: &Config) -> anyhow::Result<ServerConf
         TlsCompatibility::Intermediate => &[&rustls::version::TLS13, &rustls::version::TLS12],
         TlsCompatibility::Modern => &[&rustls::version::TLS13],
     };
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(versions)
-        .context("TLS versions")?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(certificates));
+        .context("TLS versions")?;
+    let builder = match &start.client_trust {
+        None => builder.with_no_client_auth(),
+        Some(trust) => {
+            let verifier = verifier(trust, config, provider)?.build();
+            builder.with_client_cert_verifier(verifier.context("server.client_ca")?)
+        }
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(certificates));
     config.ignore_client_order = true;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

@@ -8,6 +8,7 @@ use rustls::server::{ServerConfig, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic,
 };
+use rustls_pki_types::CertificateDer;
 
 /// A record's header, nonce, content type and tag, in either version; rounded up.
 const RECORD_OVERHEAD_BYTES: usize = 64;
@@ -57,6 +58,14 @@ impl Layer {
 
     pub(crate) fn is_handshaking(&self) -> bool {
         matches!(self, Self::Tls { session, .. } if session.is_handshaking())
+    }
+
+    /// What the client has shown and proved to own, once the handshake is over.
+    pub(crate) fn client_certificate(&self) -> Option<&CertificateDer<'static>> {
+        match self {
+            Self::Plain => None,
+            Self::Tls { session, .. } => session.peer_certificates()?.first(),
+        }
     }
 
     /// Decrypts `input` in place. Content is appended to `plain`; what TLS itself has to say goes to `out`, the alert of

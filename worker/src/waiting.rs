@@ -229,6 +229,7 @@ pub(crate) fn bytes_of(request: &Request) -> usize {
                 let columns = columns.map(|(name, value)| name.len() + value.len() + 8);
                 enroll.identifier.len() + enroll.platform_type.len() + columns.sum::<usize>()
             }
+            Request::Adopt(adopt) => adopt.identity.len(),
             Request::Write(write) => {
                 let results = write.results.iter().map(|result| {
                     let texts = [&result.name, &result.message, &result.rows, &result.stats];

@@ -4,7 +4,8 @@
 //! same pair is the same row. The same identifier with another instance is either a clone that lives beside the
 //! row's owner (it gets a row of its own, so the two never cancel each other's keys), or the owner itself with a new
 //! database: taken to be so when the owner has been silent for [`LIVE_FOR_S`]. Rows of clones are found by their own
-//! pair ever after, so a wrong guess costs one enrolment and never becomes a loop.
+//! pair ever after, so a wrong guess costs one enrolment and never becomes a loop. A host that is known by a certificate
+//! is told apart by its instance id: enrolments and certificates never take each other's rows.
 //!
 //! Invariant: enrolments of all nodes are serialised by the lock of the counter `hosts`, taken first.
 
@@ -24,7 +25,9 @@ use super::directory::add_labels;
 use super::error::{Fault, Result};
 use super::session::{Session, transaction};
 use super::value::{Arg, NAME_CHARS_MAX, address_text, clip, unexpected};
-use crate::model::{EnrollOutcome, HostState, Identity, LabelId, NewEnrollment};
+use crate::model::{
+    CERTIFIED_INSTANCE, EnrollOutcome, HostState, Identity, LabelId, NewEnrollment,
+};
 
 /// A host that was heard of within this time is alive. Many times the longest usual interval of an agent, and short
 /// enough that machines made anew from an image with the same name take their old row.
@@ -238,14 +241,16 @@ impl Plan {
 
 /// Which of the rows with the same identifier this enrolment is for; `None` for a new one.
 fn choose(rows: &[Candidate], instance_id: &str, at: UnixSeconds) -> (Option<usize>, Identity) {
+    let is_certified = |instance_id: &str| instance_id == CERTIFIED_INSTANCE;
+    let is_alike = |row: &Candidate| is_certified(&row.instance_id) == is_certified(instance_id);
     let youngest = |matches: &dyn Fn(&Candidate) -> bool| {
         rows.iter()
             .enumerate()
-            .filter(|(_, row)| matches(row))
+            .filter(|(_, row)| is_alike(row) && matches(row))
             .max_by_key(|(_, row)| (row.heard_at, row.id))
             .map(|(index, _)| index)
     };
-    if rows.is_empty() {
+    if !rows.iter().any(is_alike) {
         return (None, Identity::New);
     }
     let same = youngest(&|row| row.instance_id == instance_id)

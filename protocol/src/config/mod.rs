@@ -9,7 +9,7 @@ mod validate;
 
 pub use keys::{Key, KeyKind, OverlayError, overlay};
 pub use sections::{
-    Addresses, AgentCheck, BasicAuth, Carver, Claim, Dns, Filesystem, HostIdentifier,
+    Addresses, AgentCheck, BasicAuth, Carver, Claim, ClientAuth, Dns, Filesystem, HostIdentifier,
     LogCompression, Logging, Mysql, Osquery, PostQuantum, Prometheus, Redis, Server, State, Tls,
     TlsCompatibility, Tune, Workers,
 };

@@ -54,6 +54,12 @@ section! {
         tls: bool = true;
         /// TLS versions: `intermediate` takes 1.2 and 1.3, `modern` only 1.3.
         tls_compatibility: TlsCompatibility = TlsCompatibility::Intermediate;
+        /// Authorities whose certificates clients may show, PEM; empty: clients are asked for none. Agents with --disable_enrollment are known by theirs.
+        client_ca: PathBuf = PathBuf::new();
+        /// Whether clients must show one: with `require` who has none is refused, browsers and curl too; with `accept` agents without one go on with node keys.
+        client_auth: ClientAuth = ClientAuth::Require;
+        /// Revocation lists of these authorities, PEM; empty: none.
+        client_crl: PathBuf = PathBuf::new();
         /// Prefix in front of every path, such as /fleet; empty for none.
         url_prefix: String = String::new();
         /// Keep connections of clients that ask for reuse, and of balancers unless they decline it; osquery never asks.
@@ -312,6 +318,16 @@ pub enum TlsCompatibility {
     Intermediate,
     /// Only 1.3.
     Modern,
+}
+
+/// What is expected of a client that is asked for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuth {
+    /// It shows one.
+    Require,
+    /// It may show one.
+    Accept,
 }
 
 /// Which key exchange comes first.

@@ -54,6 +54,15 @@ impl Config {
             let problem = format!("tls.certificates: {text:?} is not CERT.pem=KEY.pem");
             check(false, &problem);
         }
+        let has_client_ca = !self.server.client_ca.as_os_str().is_empty();
+        check(
+            self.server.tls || !has_client_ca,
+            "server.client_ca: of no use with server.tls: false",
+        );
+        check(
+            has_client_ca || self.server.client_crl.as_os_str().is_empty(),
+            "server.client_crl: of no use without server.client_ca",
+        );
         check(
             self.server.tls || self.tls.certificates.is_empty(),
             "tls.certificates: of no use with server.tls: false",
