@@ -4,6 +4,7 @@
 //! and redirects included; there is at most one resend.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustls::ClientConfig;
@@ -30,6 +31,8 @@ pub struct Dialer {
     pub deadline: Duration,
     /// Keep the connection for the next request, as osquery 4.0 did and a fixed one may.
     pub reuse: bool,
+    /// Sockets that clients of this dialer have open now.
+    pub open: Arc<AtomicU64>,
 }
 
 impl Dialer {
@@ -40,7 +43,24 @@ impl Dialer {
             sources,
             deadline: DEADLINE,
             reuse: false,
+            open: Arc::default(),
         }
+    }
+}
+
+/// Counts one open socket for as long as it lives.
+struct OpenSocket(Arc<AtomicU64>);
+
+impl OpenSocket {
+    fn count(open: &Arc<AtomicU64>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(open.clone())
+    }
+}
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -59,6 +79,8 @@ enum Held {
 #[derive(Default)]
 pub struct Client {
     held: Held,
+    /// Of the socket in `held`, or in the request under way.
+    open: Option<OpenSocket>,
 }
 
 /// A logical request's end.
@@ -92,6 +114,9 @@ impl Client {
             outcome.result = timeout_at(deadline, Box::pin(attempt))
                 .await
                 .unwrap_or(Err(Failure::Timeout));
+            if !self.is_holding() {
+                self.open = None;
+            }
             match &outcome.result {
                 Err(failure) if failure.is_resent() && !outcome.is_resent => {
                     outcome.is_resent = true;
@@ -108,6 +133,7 @@ impl Client {
 
     /// Closes what is held, as at the end of the thread.
     pub fn close(&mut self) {
+        self.open = None;
         match std::mem::take(&mut self.held) {
             Held::Nothing => {}
             Held::Socket(socket) => {
@@ -166,6 +192,7 @@ impl Client {
         self.close();
         *connections += 1;
         let opened = Connection::open(target, dialer.sources.next(), &dialer.tls).await?;
+        self.open = Some(OpenSocket::count(&dialer.open));
         Ok(Box::new(opened))
     }
 

@@ -110,6 +110,10 @@ pub struct Sources {
 
 /// Addresses that one range may name.
 const SOURCES_MAX: u32 = 4096;
+/// Used toward loopback even when few would do: a closed connection's port rests for a minute.
+const SOURCES_MIN: u32 = 64;
+/// Half of the usual range of 28,232: beyond it, connecting becomes slow.
+const PORTS_PER_PAIR: u32 = 14_000;
 
 impl Sources {
     /// Parses addresses, `a-b` ranges and CIDR blocks, separated by commas.
@@ -134,17 +138,30 @@ impl Sources {
         Ok(Self::from(addresses))
     }
 
-    /// What is used when nothing is said: 127.0.0.2 to 127.0.0.65 toward loopback, else the kernel's choice.
-    pub fn default_for(targets: &[Arc<Target>]) -> Self {
+    /// What is used when nothing is said. Toward loopback from 127.0.0.2 on: 64 addresses, or as many as that no pair of
+    /// source and target needs more than [`PORTS_PER_PAIR`] ports for that many sockets at a time. Elsewhere the
+    /// kernel's choice.
+    pub fn default_for(targets: &[Arc<Target>], sockets: u32) -> Self {
         let is_loopback_v4 =
             |target: &Arc<Target>| target.address.is_ipv4() && target.address.ip().is_loopback();
         if targets.is_empty() || !targets.iter().all(is_loopback_v4) {
             return Self::default();
         }
-        let addresses: Vec<IpAddr> = (2..=65)
-            .map(|last| IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)))
+        let pairs = sockets.div_ceil(PORTS_PER_PAIR);
+        let targets = u32::try_from(targets.len()).unwrap_or(u32::MAX);
+        let count = pairs.div_ceil(targets).clamp(SOURCES_MIN, SOURCES_MAX);
+        let first = u32::from(Ipv4Addr::new(127, 0, 0, 2));
+        let addresses: Vec<IpAddr> = (first..first + count)
+            .map(|number| IpAddr::V4(Ipv4Addr::from(number)))
             .collect();
         Self::from(addresses)
+    }
+
+    /// The address for the `index`-th socket, when targets take turns too: every pair gets its share.
+    pub fn for_pair(&self, index: usize, targets: usize) -> Option<IpAddr> {
+        let round = index.checked_div(targets)?;
+        let place = round.checked_rem(self.addresses.len())?;
+        self.addresses.get(place).copied()
     }
 
     /// The next address in turn.
@@ -237,6 +254,25 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_never_needs_more_than_half_of_the_ports() {
+        let target = |port: u32| {
+            let url = format!("https://127.0.0.1:{port}");
+            Arc::new(Target::parse(&url).unwrap())
+        };
+        let two = [target(1), target(2)];
+        for (targets, sockets, count) in [
+            (&two[..1], 1, 64),
+            (&two[..1], 1_000_000, 72),
+            (&two[..], 1_000_000, 64),
+            (&two[..], 4_000_000, 143),
+        ] {
+            assert_eq!(Sources::default_for(targets, sockets).len(), count);
+        }
+        let elsewhere = [Arc::new(Target::parse("https://192.0.2.1").unwrap())];
+        assert!(Sources::default_for(&elsewhere, 1_000_000).is_empty());
+    }
+
+    #[test]
     fn sources_come_as_lists_ranges_and_blocks() {
         for (text, count) in [
             ("", 0),
@@ -252,6 +288,10 @@ mod tests {
             assert!(Sources::parse(bad).is_err(), "{bad}");
         }
         let sources = Sources::parse("127.0.0.2-3").unwrap();
+        let pairs: std::collections::BTreeSet<_> = (0..4)
+            .map(|index| (index % 2, sources.for_pair(index, 2).unwrap()))
+            .collect();
+        assert_eq!(pairs.len(), 4, "two targets with two sources");
         let turns: Vec<_> = (0..3).map(|_| sources.next().unwrap()).collect();
         assert_eq!(turns[0], turns[2]);
         assert_ne!(turns[0], turns[1]);

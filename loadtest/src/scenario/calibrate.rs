@@ -281,7 +281,7 @@ impl Run<'_> {
 impl Crowd {
     fn new(server: &Server, options: &Options) -> anyhow::Result<Self> {
         let target = Arc::new(Target::parse(&format!("https://{}", server.address()))?);
-        let sources = Sources::default_for(std::slice::from_ref(&target));
+        let sources = Sources::default_for(std::slice::from_ref(&target), options.connections);
         let trust = Trust::CaFile(server.ca());
         let config = client_config(&trust, Versions::Both)?;
         Ok(Self {

@@ -8,7 +8,6 @@ use fleet_protocol::agent::Route;
 use tokio::time::Instant;
 
 use super::lane::{self, Lane, Shared, TICK};
-use super::machine::Machine;
 use super::options::{Exchange as Options, ExchangeRoute};
 use super::procfs::{Sample, Watch};
 use super::progress::Progress;
@@ -58,7 +57,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<bool> {
     };
     let mut all = targets.clone();
     all.extend(peer.clone());
-    let sources = common.sources(&all)?;
+    let sources = common.sources(&all, options.connections)?;
     common.dialer(&sources, None)?;
     let plan = Arc::new(Plan {
         options: options.clone(),
@@ -340,13 +339,11 @@ fn report(options: &Options, sides: &[Side], tallies: &Tallies) -> Report {
         options.connections, options.route, options.round
     ));
     Report {
-        machine: Machine::read(),
-        scenario: "exchange",
         notes,
         phases,
         servers,
         rounds,
-        idle: None,
+        ..Report::new("exchange")
     }
 }
 

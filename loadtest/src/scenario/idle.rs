@@ -1,43 +1,112 @@
-//! `idle`: connections that are opened, used once and held; what each costs in memory.
+//! `idle`: connections that are opened, used once and held; what each costs in memory, and how requests on some of them
+//! fare meanwhile.
 
-use std::io::Read as _;
-use std::net::TcpStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod holding;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fleet_protocol::agent::Route;
-use tokio::time::{Instant, timeout};
+use clap::Args;
+use tokio::time::Instant;
 
-use super::lane::{self, Shared, TICK};
-use super::machine::Machine;
-use super::options::Idle;
-use super::procfs::{self, Sample, Watch};
-use super::progress::{LOOK, Progress};
-use super::report::{Held, Report, Servers};
-use super::tally::ratio;
-use crate::agent::{Agent, Settings};
-use crate::bodies;
-use crate::client::{DEADLINE, Dialer};
-use crate::connection::Connection;
-use crate::host::{Host, Release};
-use crate::http::Request;
-use crate::target::{Sources, Target};
+use super::kernel::KernelMemory;
+use super::lane::Shared;
+use super::options::Common;
+use super::population::Recorder;
+use super::procfs;
+use super::report::{self, Report};
+use super::stage::{Look, Run, Stage};
+use super::steady::is_clean;
+use super::tally::{as_f64, ratio};
 
+/// Between the last preparation and the first look at memory.
+const REST: Duration = Duration::from_secs(1);
+/// For a run whose connections are never all tried: a day.
+const OPENING_MAX: Duration = Duration::from_secs(86_400);
+/// Different errors that are kept with their counts.
+const ERRORS_MAX: usize = 50;
+
+/// Options of `idle`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Idle {
+    /// Common options.
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Connections to hold.
+    #[arg(long)]
+    pub(super) connections: u32,
+    /// Seconds to hold them.
+    #[arg(long, default_value_t = 10)]
+    pub(super) seconds: u64,
+    /// Enrolled hosts behind the connections of each thread.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) hosts: u32,
+    /// Connections opened at the same time by each thread.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) concurrency: u32,
+    /// Connections opened in a second, by all threads together; 0: as fast as it goes.
+    #[arg(long, default_value_t = 0)]
+    pub(super) opening_rate: u32,
+    /// Percent of the connections that make requests while all are held; the others keep a bare socket, no TLS state.
+    #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
+    pub(super) active: f64,
+    /// Seconds between two requests on an active connection.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    pub(super) interval: f64,
+    /// Requests in a second on all active connections together, in place of --interval.
+    #[arg(long)]
+    pub(super) requests_per_s: Option<u32>,
+}
+
+impl Idle {
+    /// Whether the connection with this number makes requests: evenly among all.
+    fn is_active(&self, number: u32) -> bool {
+        let before =
+            |count: u32| (f64::from(count) * self.active.clamp(0.0, 100.0) / 100.0).floor();
+        before(number.saturating_add(1)) > before(number)
+    }
+
+    fn active_connections(&self) -> f64 {
+        (f64::from(self.connections) * self.active.clamp(0.0, 100.0) / 100.0).floor()
+    }
+
+    /// Time between two requests on one active connection.
+    fn request_interval(&self) -> Duration {
+        /// A shorter one would be a flood from one connection.
+        const LEAST_S: f64 = 0.001;
+        let seconds = match self.requests_per_s {
+            Some(rate) if rate > 0 => self.active_connections() / f64::from(rate),
+            _ => self.interval,
+        };
+        Duration::try_from_secs_f64(seconds.max(LEAST_S)).unwrap_or(OPENING_MAX)
+    }
+}
+
+/// What lanes and main thread know of the connections.
 #[derive(Default)]
-struct State {
-    shared: Shared,
+struct Counts {
     /// Lanes whose hosts are enrolled.
     prepared: AtomicU64,
     /// Lanes may connect.
-    may_open: std::sync::atomic::AtomicBool,
+    may_open: AtomicBool,
     opened: AtomicU64,
     refused: AtomicU64,
     failed: AtomicU64,
-    errors: Mutex<std::collections::BTreeMap<String, u64>>,
+    /// Found closed while they were to be held.
+    dropped: AtomicU64,
+    errors: Mutex<BTreeMap<String, u64>>,
 }
 
-impl State {
+impl Counts {
+    fn error(&self, error: String) {
+        let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        if errors.len() < ERRORS_MAX || errors.contains_key(&error) {
+            *errors.entry(error).or_default() += 1;
+        }
+    }
+
     fn notes(&self) -> Vec<String> {
         let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
         errors
@@ -45,231 +114,199 @@ impl State {
             .map(|(error, count)| format!("{count} x {error}"))
             .collect()
     }
+
+    /// Connections that have been tried.
+    fn tried(&self) -> u64 {
+        [&self.opened, &self.refused, &self.failed]
+            .map(|count| count.load(Ordering::Relaxed))
+            .into_iter()
+            .sum()
+    }
 }
 
 struct Plan {
     options: Idle,
-    lanes: usize,
-    targets: Vec<Arc<Target>>,
-    sources: Sources,
-    settings: Arc<Settings>,
+    stage: Stage,
+    counts: Counts,
+    recorder: Arc<Recorder>,
 }
 
-/// Runs the scenario; whether all connections were held to the end.
+/// Memory before the first connection or after the hold.
+struct Memory {
+    server: Look,
+    own_bytes: u64,
+    kernel: KernelMemory,
+}
+
+impl Memory {
+    fn now(run: &mut Run<u64>) -> Self {
+        // The kernel first: looking at a process lists its descriptors, and that costs the kernel memory for each.
+        let kernel = KernelMemory::now();
+        let own = procfs::cpu_and_rss(std::process::id());
+        Self {
+            kernel,
+            own_bytes: own.map_or(0, |(_, rss_bytes)| rss_bytes),
+            server: run.look(),
+        }
+    }
+}
+
+/// Runs the scenario; whether all connections were held to the end and no request failed.
 pub(super) fn run(options: &Idle) -> anyhow::Result<bool> {
-    let common = &options.common;
-    let targets = common.targets()?;
-    let sources = common.sources(&targets)?;
-    common.dialer(&sources, None)?;
+    let settings = options.common.settings()?;
+    let stage = Stage::new(&options.common, settings, options.connections)?;
+    let shared = Arc::new(Shared::default());
     let plan = Arc::new(Plan {
         options: options.clone(),
-        lanes: common.threads_for(options.connections),
-        targets,
-        sources,
-        settings: Arc::new(common.settings()?),
+        stage,
+        counts: Counts::default(),
+        recorder: Recorder::new(&shared, false),
     });
-    let watch = Watch {
-        trees: common.server_tree.clone(),
-        pids: common.server_pids.clone(),
-    };
-    let state = Arc::new(State::default());
-    let lanes = {
-        let (plan, state) = (plan.clone(), state.clone());
-        lane::start(plan.lanes, move |index| {
-            hold(plan.clone(), state.clone(), index)
+    let mut run = {
+        let lane_plan = plan.clone();
+        Run::start(&plan.stage, shared, move |lane| {
+            holding::hold(lane_plan.clone(), lane)
         })?
     };
-    let mut progress = Progress::start();
-    let all_lanes = u64::try_from(plan.lanes).unwrap_or(u64::MAX);
-    while state.prepared.load(Ordering::Relaxed) < all_lanes && !lane::has_ended(&lanes) {
-        std::thread::sleep(TICK);
-    }
-    std::thread::sleep(Duration::from_secs(1));
-    let (begin, own_begin) = (watch.sample(), procfs::sample(std::process::id()));
-    state.may_open.store(true, Ordering::Relaxed);
-    let from = Instant::now();
-    open_and_hold(options, &state, &lanes, &mut progress);
-    let (end, own_end) = (watch.sample(), procfs::sample(std::process::id()));
-    let seconds = from.elapsed().as_secs_f64();
-    state.shared.stop();
-    progress.finish();
-    let open_at_end = lane::join(lanes)?.into_iter().sum();
-    let opened = state.opened.load(Ordering::Relaxed);
+    let lanes = u64::try_from(plan.stage.lanes).unwrap_or(u64::MAX);
+    let counts = &plan.counts;
+    let far = Instant::now() + OPENING_MAX;
+    let is_prepared = || counts.prepared.load(Ordering::Relaxed) >= lanes;
+    run.watch(far, |_, _| is_prepared(), |_| "enrolling".to_owned());
+    run.pass(REST, "resting");
+    let begin = Memory::now(&mut run);
+    counts.may_open.store(true, Ordering::Relaxed);
     let wanted = u64::from(options.connections);
-    let held = Held {
+    run.watch(
+        far,
+        |_, _| counts.tried() >= wanted,
+        |_| format!("opening: {} of {wanted}", counts.tried()),
+    );
+    let opening_s = begin.server.at().elapsed().as_secs_f64();
+    run.shared.marks.begin_next(Instant::now());
+    let hold = Duration::from_secs(options.seconds);
+    let opened = counts.opened.load(Ordering::Relaxed);
+    run.pass(hold, &format!("holding {opened}"));
+    let end = Memory::now(&mut run);
+    publish(&plan, run, &begin, &end, opening_s)
+}
+
+fn publish(
+    plan: &Plan,
+    mut run: Run<u64>,
+    begin: &Memory,
+    end: &Memory,
+    opening_s: f64,
+) -> anyhow::Result<bool> {
+    let (options, counts) = (&plan.options, &plan.counts);
+    run.notes.extend(counts.notes());
+    run.notes.push(format!(
+        "{} threads, {} source addresses",
+        plan.stage.lanes,
+        plan.stage.sources.len()
+    ));
+    let servers = run.servers("server", &begin.server, &end.server);
+    let (open, mut report) = run.end("idle")?;
+    let open_at_end: u64 = open.into_iter().sum();
+    let opened = counts.opened.load(Ordering::Relaxed);
+    let wanted = u64::from(options.connections);
+    report.servers = servers;
+    let [opening, holding, ..] = plan.recorder.take();
+    report.phases = vec![opening.phase("opening", opening_s)];
+    if options.active_connections() > 0.0 {
+        let seconds = as_f64(options.seconds);
+        report
+            .phases
+            .push(holding.phase("requests while holding", seconds));
+    }
+    let grown = |before: u64, after: u64| ratio(after.saturating_sub(before), as_f64(opened));
+    report.idle = Some(report::Held {
         wanted,
         opened,
-        refused_reuse: state.refused.load(Ordering::Relaxed),
-        failed: state.failed.load(Ordering::Relaxed),
+        refused_reuse: counts.refused.load(Ordering::Relaxed),
+        failed: counts.failed.load(Ordering::Relaxed),
         open_at_end,
-        server_bytes_per_connection: growth(&begin, &end, opened),
-        generator_bytes_per_connection: growth(own_begin.as_slice(), own_end.as_slice(), opened),
-    };
-    let is_held = held.open_at_end == wanted;
-    let servers = if watch.is_empty() {
-        Vec::new()
-    } else {
-        vec![Servers::between("server", &begin, &end, opened, seconds)]
-    };
-    Report {
-        machine: Machine::read(),
-        scenario: "idle",
-        notes: state.notes(),
-        phases: Vec::new(),
-        servers,
-        rounds: Vec::new(),
-        idle: Some(held),
-    }
-    .publish(common.json.as_deref())?;
-    Ok(is_held)
+        server_bytes_per_connection: grown(begin.server.rss_bytes(), end.server.rss_bytes()),
+        generator_bytes_per_connection: grown(begin.own_bytes, end.own_bytes),
+    });
+    findings(&mut report, plan, begin, end, opening_s);
+    report.publish(options.common.json.as_deref())?;
+    Ok(open_at_end == wanted && report.phases.iter().all(is_clean))
 }
 
-/// Waits until every connection was tried, and then for the time that they are to be held.
-fn open_and_hold(
-    options: &Idle,
-    state: &State,
-    lanes: &[lane::Lane<u64>],
-    progress: &mut Progress,
-) {
-    let wanted = u64::from(options.connections);
-    let mut done = 0;
-    while done < wanted && !lane::has_ended(lanes) {
-        std::thread::sleep(LOOK);
-        done = [&state.opened, &state.refused, &state.failed]
-            .map(|count| count.load(Ordering::Relaxed))
-            .into_iter()
-            .sum();
-        progress.show(|| format!("opening: {done} of {wanted}"));
-    }
-    let until = Instant::now() + Duration::from_secs(options.seconds);
-    while Instant::now() < until && !lane::has_ended(lanes) {
-        std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
-        progress.show(|| format!("holding {}", state.opened.load(Ordering::Relaxed)));
-    }
+fn findings(report: &mut Report, plan: &Plan, begin: &Memory, end: &Memory, opening_s: f64) {
+    let opened = plan.counts.opened.load(Ordering::Relaxed);
+    let each = |bytes: u64| ratio(bytes, as_f64(opened));
+    let grown = |of: fn(&KernelMemory) -> u64| of(&end.kernel).saturating_sub(of(&begin.kernel));
+    let findings = &mut report.findings;
+    findings.figure("active_connections", plan.options.active_connections());
+    findings.count(
+        "dropped_while_held",
+        plan.counts.dropped.load(Ordering::Relaxed),
+    );
+    findings.figure("opening_s", opening_s);
+    findings.figure("opened_per_s", ratio(opened, opening_s));
+    findings.figure(
+        "server_anonymous_bytes_per_connection",
+        each(
+            end.server
+                .anonymous_bytes()
+                .saturating_sub(begin.server.anonymous_bytes()),
+        ),
+    );
+    // Both ends of a connection are in the kernel of a machine that runs both.
+    findings.figure(
+        "kernel_slab_bytes_per_connection",
+        each(grown(|memory| memory.slab_bytes)),
+    );
+    findings.figure(
+        "kernel_slab_unreclaimable_bytes_per_connection",
+        each(grown(|memory| memory.slab_unreclaimable_bytes)),
+    );
+    findings.figure(
+        "machine_bytes_per_connection",
+        each(
+            begin
+                .kernel
+                .available_bytes
+                .saturating_sub(end.kernel.available_bytes),
+        ),
+    );
+    findings.count("tcp_sockets_in_use", end.kernel.tcp_in_use);
+    findings.count("tcp_buffer_pages", end.kernel.tcp_buffer_pages);
 }
 
-/// Resident growth over all processes, for each connection.
-fn growth(begin: &[Sample], end: &[Sample], connections: u64) -> f64 {
-    let sum = |samples: &[Sample]| samples.iter().map(|sample| sample.rss_bytes).sum::<u64>();
-    ratio(
-        sum(end).saturating_sub(sum(begin)),
-        super::tally::as_f64(connections),
-    )
-}
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
 
-/// One lane: opens its share and holds it until told to stop; gives how many are still open then.
-async fn hold(plan: Arc<Plan>, state: Arc<State>, lane: usize) -> anyhow::Result<u64> {
-    let options = &plan.options;
-    let dialer = Arc::new(options.common.dialer(&plan.sources, None)?);
-    let mut keys = Vec::new();
-    for index in 0..options.hosts.max(1) {
-        let Some(target) = plan.targets.first() else {
-            continue;
-        };
-        let host = Host::new(options.common.seed, index).with_release(Release::NEWEST);
-        let agent = Agent::new(host, plan.settings.clone(), dialer.clone(), target.clone());
-        let enrolled = agent.enroll().await;
-        if let Some(failure) = enrolled.failure() {
-            anyhow::bail!("enroll: {failure}");
-        }
-        agent.read_round(Instant::now()).await;
-        agent.close().await;
-        keys.push(agent.node_key());
-    }
-    Shared::count(&state.prepared);
-    while !state.may_open.load(Ordering::Relaxed) && !state.shared.is_stopped() {
-        tokio::time::sleep(TICK).await;
-    }
-    let next = Arc::new(AtomicU64::new(u64::try_from(lane).unwrap_or(0)));
-    let keys: Arc<[String]> = keys.into();
-    let sockets: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
-    let mut tasks = Vec::new();
-    for _ in 0..options.concurrency.max(1) {
-        tasks.push(tokio::spawn(open_share(
-            plan.clone(),
-            state.clone(),
-            dialer.clone(),
-            keys.clone(),
-            next.clone(),
-            sockets.clone(),
-        )));
-    }
-    for task in tasks {
-        task.await?;
-    }
-    while !state.shared.is_stopped() {
-        tokio::time::sleep(TICK).await;
-    }
-    let mut sockets = sockets.lock().unwrap_or_else(PoisonError::into_inner);
-    let open = sockets.iter_mut().map(|socket| u64::from(is_open(socket)));
-    Ok(open.sum())
-}
+    use super::*;
 
-async fn open_share(
-    plan: Arc<Plan>,
-    state: Arc<State>,
-    dialer: Arc<Dialer>,
-    keys: Arc<[String]>,
-    next: Arc<AtomicU64>,
-    sockets: Arc<Mutex<Vec<TcpStream>>>,
-) {
-    let lanes = u64::try_from(plan.lanes).unwrap_or(1);
-    loop {
-        let index = next.fetch_add(lanes, Ordering::Relaxed);
-        if index >= u64::from(plan.options.connections) || state.shared.is_stopped() {
-            return;
-        }
-        let place = usize::try_from(index).unwrap_or(0);
-        let (Some(target), Some(key)) = (
-            plan.targets.get(place % plan.targets.len()),
-            keys.get(place % keys.len()),
-        ) else {
-            return;
-        };
-        let request = Request {
-            target: format!("{}{}", target.prefix, plan.settings.paths.of(Route::Read)),
-            user_agent: Release::NEWEST.user_agent,
-            node_key: Some(key.clone()),
-            is_gzip: false,
-            accept_gzip: false,
-            keep_alive: true,
-            body: bodies::key_only(key),
-        };
-        let opened = timeout(DEADLINE, async {
-            let source = dialer.sources.next();
-            let mut connection = Connection::open(target, source, &dialer.tls).await?;
-            let response = connection.exchange(&request, &target.host).await?;
-            Ok::<_, crate::verdict::Failure>((connection, response))
-        });
-        match opened
-            .await
-            .unwrap_or(Err(crate::verdict::Failure::Timeout))
-        {
-            Ok((_, response)) if response.says_close() => Shared::count(&state.refused),
-            Ok((connection, _)) => {
-                // Only the bare socket stays: what an idle client costs here must not limit how many there can be.
-                let mut held = sockets.lock().unwrap_or_else(PoisonError::into_inner);
-                held.extend(connection.into_socket());
-                Shared::count(&state.opened);
-            }
-            Err(failure) => {
-                Shared::count(&state.failed);
-                let mut errors = state.errors.lock().unwrap_or_else(PoisonError::into_inner);
-                *errors.entry(failure.to_string()).or_default() += 1;
-            }
-        }
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        idle: Idle,
     }
-}
 
-/// Reads away what arrived (tickets, perhaps a close_notify) up to the end, if there is one.
-fn is_open(socket: &mut TcpStream) -> bool {
-    let mut bytes = [0; 4096];
-    // Tokio's sockets are non-blocking, and stay so.
-    loop {
-        match socket.read(&mut bytes) {
-            Ok(0) => return false,
-            Ok(_) => {}
-            Err(error) => return error.kind() == std::io::ErrorKind::WouldBlock,
-        }
+    fn idle(more: &[&str]) -> Idle {
+        let line = ["x", "--server=https://127.0.0.1:1", "--insecure"];
+        Line::parse_from(line.iter().chain(more)).idle
+    }
+
+    #[test]
+    fn active_ones_are_spread_evenly() {
+        let idle = idle(&["--connections=1000", "--active=2.5"]);
+        let active: Vec<u32> = (0..1000).filter(|&number| idle.is_active(number)).collect();
+        assert_eq!(active.len(), 25);
+        assert!(active.windows(2).all(|pair| pair[1] - pair[0] == 40));
+        assert!((idle.active_connections() - 25.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_rate_becomes_an_interval() {
+        let args = ["--connections=1000", "--active=10"];
+        assert_eq!(idle(&args).request_interval(), Duration::from_secs(10));
+        let rate = [args[0], args[1], "--requests-per-s=50"];
+        assert_eq!(idle(&rate).request_interval(), Duration::from_secs(2));
     }
 }

@@ -12,6 +12,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::time::Instant;
 
+use super::timeline::Window;
+
 /// How late a lane may notice what the main thread wants.
 pub(super) const TICK: Duration = Duration::from_millis(20);
 
@@ -20,10 +22,12 @@ pub(super) const TICK: Duration = Duration::from_millis(20);
 pub(super) struct Shared {
     /// Lanes end.
     pub(super) stop: AtomicBool,
-    /// The measured phase.
-    pub(super) measured: OnceLock<(Instant, Instant)>,
+    /// When the phases of the run began.
+    pub(super) marks: Marks,
     /// Hosts or connections that are where they should be before measuring.
     pub(super) ready: AtomicU64,
+    /// Hosts that have what they came for.
+    pub(super) done: AtomicU64,
     /// Exchanges that ended.
     pub(super) exchanges: AtomicU64,
     /// Of those, failed.
@@ -32,6 +36,36 @@ pub(super) struct Shared {
     pub(super) lines: AtomicU64,
     /// Turns now under way.
     pub(super) in_flight: AtomicU64,
+    /// Sockets now open.
+    pub(super) open: Arc<AtomicU64>,
+    /// What ended in this second.
+    pub(super) window: Window,
+}
+
+/// Phases that are counted apart, at most.
+pub(super) const PHASES: usize = 4;
+
+/// The moments at which phases begin, as the main thread sets them; the first phase begins with the run.
+#[derive(Debug, Default)]
+pub(super) struct Marks([OnceLock<Instant>; PHASES - 1]);
+
+impl Marks {
+    /// The next phase begins at `at`.
+    pub(super) fn begin_next(&self, at: Instant) {
+        // The first that is not set takes it.
+        let _ = self.0.iter().find(|mark| mark.set(at).is_ok());
+    }
+
+    /// When the phase with this number (0 is before the first mark) began; `None` while it has not.
+    pub(super) fn begin_of(&self, phase: usize) -> Option<Instant> {
+        self.0.get(phase.checked_sub(1)?)?.get().copied()
+    }
+
+    /// The phase in which something that was due at `at` belongs.
+    pub(super) fn phase(&self, at: Instant) -> usize {
+        let begun = |mark: &&OnceLock<Instant>| mark.get().is_some_and(|begin| *begin <= at);
+        self.0.iter().take_while(begun).count()
+    }
 }
 
 impl Shared {
@@ -119,7 +153,32 @@ pub(super) fn raise_descriptor_limit() -> u64 {
     }
 }
 
+/// Cores that this process may use.
+pub(super) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Whether a lane has ended before it was asked to.
 pub(super) fn has_ended<T>(lanes: &[Lane<T>]) -> bool {
     lanes.iter().any(JoinHandle::is_finished)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_belongs_to_the_phase_in_which_it_was_due() {
+        let marks = Marks::default();
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        assert_eq!(marks.phase(now), 0);
+        marks.begin_next(at(10));
+        marks.begin_next(at(20));
+        let phases = [at(9), at(10), at(19), at(25)].map(|at| marks.phase(at));
+        assert_eq!(phases, [0, 1, 1, 2]);
+        assert_eq!(marks.begin_of(2), Some(at(20)));
+        assert_eq!(marks.begin_of(3), None);
+        assert_eq!(marks.begin_of(0), None);
+    }
 }

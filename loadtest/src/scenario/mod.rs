@@ -1,8 +1,11 @@
 //! The load scenarios behind the command line.
 
 mod calibrate;
+mod crowd;
+mod effort;
 mod exchange;
 mod idle;
+mod kernel;
 mod lane;
 mod machine;
 mod options;
@@ -10,8 +13,10 @@ mod population;
 mod procfs;
 mod progress;
 mod report;
+mod stage;
 mod steady;
 mod tally;
+mod timeline;
 mod worker;
 
 use std::process::ExitCode;

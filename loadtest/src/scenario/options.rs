@@ -7,10 +7,11 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fleet_protocol::secret::Secret;
 
+use super::idle::Idle;
 use super::lane::raise_descriptor_limit;
+use super::steady::Steady;
 use crate::agent::{Paths, Settings};
 use crate::client::Dialer;
-use crate::schedule::Profile;
 use crate::target::{Sources, Target};
 use crate::tls::{Trust, Versions, client_config};
 
@@ -30,7 +31,7 @@ pub(super) enum Scenario {
     Steady(Steady),
     /// Full handshake, one POST, close, as fast as it goes (closed loop); CPU per exchange, beside a peer if wanted.
     Exchange(Exchange),
-    /// Connections that are opened, used once and then held idle; memory per connection.
+    /// Connections that are opened, used once and then held, some of them in use; memory per connection.
     Idle(Idle),
     /// Starts a server, measures what `fleet-supervisor plan` counts with, and writes the figures to a file.
     Calibrate(Calibrate),
@@ -48,8 +49,8 @@ pub(super) struct Common {
     /// system's resolver, which costs this program a thread and a query each.
     #[arg(long)]
     pub(super) resolve_each: bool,
-    /// Source addresses: a list, ranges (127.0.0.2-127.0.0.50) or blocks (127.9.0.0/24). Toward loopback the default
-    /// is 127.0.0.2-127.0.0.65, because a source has only about 28,000 ports and a port rests a minute after use.
+    /// Source addresses: a list, ranges (127.0.0.2-127.0.0.50) or blocks (127.9.0.0/24). Toward loopback 64 from
+    /// 127.0.0.2 on, and more when one source would need more than 14,000 ports toward one server address.
     #[arg(long)]
     pub(super) source: Option<String>,
     /// Certificates that the server's is checked against, PEM.
@@ -90,68 +91,6 @@ pub(super) struct Common {
     /// Print the report as JSON, or write it to FILE beside the tables.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub(super) json: Option<PathBuf>,
-}
-
-/// When hosts start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Start {
-    /// Evenly over the ramp.
-    Spread,
-    /// All in the same moment; they stay in step.
-    AtOnce,
-}
-
-/// When a thread's next turn begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Pace {
-    /// At intended times, one interval apart: a slow server gets the load all the same, and its delay is seen.
-    Grid,
-    /// An interval after the last turn's end, as osquery does; for servers that hold reads open.
-    Agent,
-}
-
-/// Options of `steady`.
-#[derive(Clone, Debug, Args)]
-pub(super) struct Steady {
-    /// Common options.
-    #[command(flatten)]
-    pub(super) common: Common,
-    /// Simulated hosts.
-    #[arg(long)]
-    pub(super) hosts: u32,
-    /// Length of the measured phase, after enrolment.
-    #[arg(long)]
-    pub(super) seconds: u64,
-    /// Intervals of the agents.
-    #[arg(long, value_enum, default_value = "fleet")]
-    pub(super) profile: Profile,
-    /// When hosts start.
-    #[arg(long, value_enum, default_value = "spread")]
-    pub(super) start: Start,
-    /// Seconds over which hosts start; default: 400 hosts a second.
-    #[arg(long)]
-    pub(super) ramp: Option<u64>,
-    /// Longest wait, after the ramp, for the last host to have enrolled and sent its first details.
-    #[arg(long, default_value_t = 120)]
-    pub(super) ramp_wait: u64,
-    /// Seconds between the end of enrolment and the measured phase.
-    #[arg(long, default_value_t = 5)]
-    pub(super) settle: u64,
-    /// When turns begin.
-    #[arg(long, value_enum, default_value = "grid")]
-    pub(super) pace: Pace,
-    /// Log lines that each host produces a minute; one in ten is a status line.
-    #[arg(long, default_value_t = 0.2)]
-    pub(super) log_lines_per_host_minute: f64,
-    /// Log turns in a thousand that carry an oddity: invalid UTF-8, no lines, a 1 MiB line, 0.5 MB, old status lines.
-    #[arg(long, default_value_t = 5)]
-    pub(super) odd_per_mille: u32,
-    /// Compress logs (`logger_tls_compress`).
-    #[arg(long)]
-    pub(super) gzip_logs: bool,
-    /// Keep connections (`Connection: keep-alive`), which no osquery since 4.1 does.
-    #[arg(long)]
-    pub(super) reuse: bool,
 }
 
 /// What `exchange` sends.
@@ -195,26 +134,6 @@ pub(super) struct Exchange {
     /// Pid of the other server's first process.
     #[arg(long)]
     pub(super) compare_tree: Vec<u32>,
-}
-
-/// Options of `idle`.
-#[derive(Clone, Debug, Args)]
-pub(super) struct Idle {
-    /// Common options.
-    #[command(flatten)]
-    pub(super) common: Common,
-    /// Connections to hold.
-    #[arg(long)]
-    pub(super) connections: u32,
-    /// Seconds to hold them.
-    #[arg(long, default_value_t = 10)]
-    pub(super) seconds: u64,
-    /// Enrolled hosts behind them.
-    #[arg(long, default_value_t = 1)]
-    pub(super) hosts: u32,
-    /// Connections opened at the same time by each thread.
-    #[arg(long, default_value_t = 32)]
-    pub(super) concurrency: u32,
 }
 
 /// Options of `calibrate`.
@@ -263,10 +182,10 @@ impl Common {
     }
 
     /// Where connections come from.
-    pub(super) fn sources(&self, targets: &[Arc<Target>]) -> anyhow::Result<Sources> {
+    pub(super) fn sources(&self, targets: &[Arc<Target>], sockets: u32) -> anyhow::Result<Sources> {
         match &self.source {
             Some(text) => Sources::parse(text).context("--source"),
-            None => Ok(Sources::default_for(targets)),
+            None => Ok(Sources::default_for(targets, sockets)),
         }
     }
 

@@ -8,12 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fleet_protocol::agent::LogType;
+use fleet_protocol::agent::{LogType, Route};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::lane::{Shared, TICK};
-use super::options::Pace;
+use super::lane::{PHASES, Shared, TICK};
 use super::tally::Tally;
 use crate::agent::{Agent, Exchange, Observer};
 use crate::client::DEADLINE;
@@ -21,55 +20,88 @@ use crate::host::Release;
 use crate::lines::{self, Oddity};
 use crate::schedule::Intervals;
 
-/// Phases that are counted apart.
-pub(super) const PHASES: usize = 3;
-/// Before the measured phase; the measured phase; after it.
-pub(super) type Tallies = Arc<Mutex<[Tally; PHASES]>>;
+/// A read that lasted this long was held by the server on purpose, where agents wait for that.
+const HELD_MIN: Duration = Duration::from_secs(1);
 
-/// Counts exchanges by the phase in which they were due.
+/// Counts exchanges by the phase in which they were due; one for all lanes.
 pub(super) struct Recorder {
     pub(super) shared: Arc<Shared>,
-    pub(super) tallies: Tallies,
+    /// Reads may be held: those of [`HELD_MIN`] and more are counted apart.
+    holds: bool,
+    tallies: Mutex<[Tally; PHASES]>,
+}
+
+impl Recorder {
+    pub(super) fn new(shared: &Arc<Shared>, holds: bool) -> Arc<Self> {
+        Arc::new(Self {
+            shared: shared.clone(),
+            holds,
+            tallies: Mutex::default(),
+        })
+    }
+
+    /// The counts so far; they begin again at nothing.
+    pub(super) fn take(&self) -> [Tally; PHASES] {
+        let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *tallies)
+    }
 }
 
 impl Observer for Recorder {
     fn observe(&self, exchange: &Exchange, intended_at: Instant) {
-        Shared::count(&self.shared.exchanges);
+        let shared = &self.shared;
+        Shared::count(&shared.exchanges);
         if !exchange.is_success() {
-            Shared::count(&self.shared.failures);
+            Shared::count(&shared.failures);
         }
-        let phase = match self.shared.measured.get() {
-            Some((begin, _)) if intended_at < *begin => 0,
-            Some((_, end)) if intended_at < *end => 1,
-            Some(_) => 2,
-            None => 0,
-        };
+        let is_held = self.holds
+            && exchange.route == Route::Read
+            && exchange.is_success()
+            && exchange.ended_at - exchange.started_at >= HELD_MIN;
+        let latency = exchange.ended_at - intended_at.min(exchange.started_at);
+        let latency = (!is_held).then_some(latency);
+        shared.window.record(latency, exchange.is_success());
+        let phase = shared.marks.phase(intended_at);
         let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(tally) = tallies.get_mut(phase) {
-            tally.record(exchange, intended_at);
+        match tallies.get_mut(phase) {
+            Some(tally) if is_held => tally.record_held(exchange, intended_at),
+            Some(tally) => tally.record(exchange, intended_at),
+            None => {}
         }
     }
 }
 
 /// One host of the run.
 pub(super) struct Member {
-    pub(super) agent: Agent,
+    pub(super) agent: Arc<Agent>,
     /// Log lines produced so far.
     lines: AtomicU64,
+    /// Log lines that the server took.
+    pub(super) delivered: AtomicU64,
     /// Enrolled, configured, first details delivered.
     is_ready: AtomicBool,
     started_at: std::sync::OnceLock<Instant>,
 }
 
 impl Member {
-    pub(super) fn new(agent: Agent) -> Self {
-        Self {
+    pub(super) fn of(agent: Arc<Agent>) -> Arc<Self> {
+        Arc::new(Self {
             agent,
             lines: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
             is_ready: AtomicBool::new(false),
             started_at: std::sync::OnceLock::new(),
-        }
+        })
     }
+}
+
+/// When a thread's next turn begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Pace {
+    /// At intended times, one interval apart: a slow server gets the load all the same, and its delay is seen.
+    Grid,
+    /// An interval after the last turn's end, as osquery does; for servers that hold reads open.
+    Agent,
 }
 
 /// What all hosts of a run have in common.
@@ -84,7 +116,8 @@ pub(super) struct Habits {
 
 /// The threads of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Thread {
+pub(super) enum Thread {
+    /// The main thread, once; the others follow when it is through.
     Start,
     Config,
     Read,
@@ -132,31 +165,24 @@ pub(super) struct Population {
 }
 
 impl Population {
-    /// Hosts with the times at which they start.
-    pub(super) fn new(
-        members: Vec<(Member, Instant)>,
-        habits: Habits,
-        shared: Arc<Shared>,
-    ) -> Self {
-        let heap = members
-            .iter()
-            .enumerate()
-            .map(|(member, (_, at))| Due {
-                at: *at,
-                member,
-                thread: Thread::Start,
-            })
-            .collect();
+    /// Hosts that do not live yet.
+    pub(super) fn new(members: Vec<Arc<Member>>, habits: Habits, shared: Arc<Shared>) -> Self {
         Self {
-            members: members
-                .into_iter()
-                .map(|(member, _)| Arc::new(member))
-                .collect(),
+            members,
             habits: Arc::new(habits),
             shared,
-            heap,
+            heap: BinaryHeap::new(),
             next: Arc::default(),
         }
+    }
+
+    /// Has these threads of a host make their first turn at `at`.
+    pub(super) fn begin_at(&mut self, member: usize, threads: &[Thread], at: Instant) {
+        if let Some(member) = self.members.get(member) {
+            let _ = member.started_at.set(at);
+        }
+        self.heap
+            .extend(threads.iter().map(|&thread| Due { at, member, thread }));
     }
 
     /// Makes all turns at their time until told to stop, then waits for those under way.
@@ -173,7 +199,7 @@ impl Population {
             let now = Instant::now();
             while let Some(due) = self.heap.peek().copied().filter(|due| due.at <= now) {
                 self.heap.pop();
-                self.begin(due);
+                self.turn(due);
             }
             let wake_at = self
                 .heap
@@ -184,13 +210,14 @@ impl Population {
                 () = self.next.notify.notified() => {}
             }
         }
+        // What is under way ends within an agent's deadline.
         let deadline = Instant::now() + DEADLINE + Duration::from_secs(1);
         while self.shared.in_flight.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
             tokio::time::sleep(TICK).await;
         }
     }
 
-    fn begin(&self, due: Due) {
+    fn turn(&self, due: Due) {
         let Some(member) = self.members.get(due.member).cloned() else {
             return;
         };
@@ -218,7 +245,6 @@ async fn turn(member: &Member, habits: &Habits, shared: &Shared, due: Due) -> Ve
         Thread::Start => {
             member.agent.start_round(due.at).await;
             let now = Instant::now();
-            let _ = member.started_at.set(due.at);
             // The other threads begin once the main thread is through.
             vec![
                 after(Thread::Config, due.at.max(now) + habits.intervals.config),
@@ -288,12 +314,14 @@ fn line_time(member: &Member, spacing: Duration) -> Duration {
 }
 
 async fn log_turn(member: &Member, habits: &Habits, shared: &Shared, intended_at: Instant) {
-    let (Some(spacing), Some(started_at)) = (habits.line_spacing, member.started_at.get()) else {
-        return;
-    };
     let agent = &member.agent;
     let at = crate::unix_now();
-    while line_time(member, spacing) <= intended_at.saturating_duration_since(*started_at) {
+    let started_at = *member.started_at.get().unwrap_or(&intended_at);
+    let age = intended_at.saturating_duration_since(started_at);
+    while habits
+        .line_spacing
+        .is_some_and(|spacing| line_time(member, spacing) <= age)
+    {
         let number = member.lines.fetch_add(1, Ordering::Relaxed);
         if number % 10 == 9 {
             let line = lines::status_line(agent.host(), at, number);
@@ -309,6 +337,7 @@ async fn log_turn(member: &Member, habits: &Habits, shared: &Shared, intended_at
     let round = agent.log_round(intended_at).await;
     let delivered = u64::try_from(round.delivered).unwrap_or(0);
     shared.lines.fetch_add(delivered, Ordering::Relaxed);
+    member.delivered.fetch_add(delivered, Ordering::Relaxed);
 }
 
 async fn add_oddity(agent: &Agent, at: Duration) {

@@ -43,13 +43,18 @@ impl Watch {
 
     /// All of them now. Processes that are gone are left out.
     pub(super) fn sample(&self) -> Vec<Sample> {
+        self.pids_now().into_iter().filter_map(sample).collect()
+    }
+
+    /// Which they are now.
+    pub(super) fn pids_now(&self) -> Vec<u32> {
         let mut pids = self.pids.clone();
         if !self.trees.is_empty() {
             pids.extend(descendants(&parents(), &self.trees));
         }
         pids.sort_unstable();
         pids.dedup();
-        pids.into_iter().filter_map(sample).collect()
+        pids
     }
 }
 
@@ -68,6 +73,22 @@ pub(super) fn sample(pid: u32) -> Option<Sample> {
         pss_bytes: kib(&rollup, "Pss:"),
         descriptors: u64::try_from(descriptors).unwrap_or(0),
     })
+}
+
+/// CPU so far (microseconds) and resident memory (bytes) of one process, from the two files that cost the kernel
+/// nothing; `None` when it is gone.
+pub(super) fn cpu_and_rss(pid: u32) -> Option<(u64, u64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some((cpu_us(&stat)?, pages * page_bytes()))
+}
+
+fn page_bytes() -> u64 {
+    use nix::unistd::{SysconfVar, sysconf};
+    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    size.and_then(|size| u64::try_from(size).ok())
+        .unwrap_or(4096)
 }
 
 /// `(pid, parent)` of every process.

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::machine::Machine;
 use super::procfs::Sample;
 use super::tally::{Percentiles, Phase, as_f64, ratio};
+use super::timeline::Moment;
 
 /// A whole run.
 #[derive(Clone, Debug, Serialize)]
@@ -27,6 +28,40 @@ pub(super) struct Report {
     pub(super) rounds: Vec<Rounds>,
     /// With `idle`: the held connections.
     pub(super) idle: Option<Held>,
+    /// What else the scenario found out.
+    pub(super) findings: Findings,
+    /// Second by second.
+    pub(super) timeline: Vec<Moment>,
+}
+
+/// Figures of one scenario by name, in their order; the unit stands in the name.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(transparent)]
+pub(super) struct Findings(serde_json::Map<String, serde_json::Value>);
+
+impl Findings {
+    /// A whole number.
+    pub(super) fn count(&mut self, name: impl Into<String>, count: u64) {
+        self.0.insert(name.into(), count.into());
+    }
+
+    /// Any other number.
+    pub(super) fn figure(&mut self, name: impl Into<String>, figure: f64) {
+        let rounded = (figure * 1000.0).round() / 1000.0;
+        self.0.insert(name.into(), rounded.into());
+    }
+
+    /// 50, 90, 99 % and the largest, as `NAME_p50_UNIT` and so on.
+    pub(super) fn percentiles(&mut self, name: &str, unit: &str, of: &Percentiles) {
+        for (at, value) in [
+            ("p50", of.p50),
+            ("p90", of.p90),
+            ("p99", of.p99),
+            ("max", of.max),
+        ] {
+            self.figure(format!("{name}_{at}_{unit}"), value);
+        }
+    }
 }
 
 /// CPU and memory of the processes of one server over one phase.
@@ -130,6 +165,21 @@ pub(super) struct Held {
 }
 
 impl Report {
+    /// A report on nothing yet.
+    pub(super) fn new(scenario: &'static str) -> Self {
+        Self {
+            machine: Machine::read(),
+            scenario,
+            notes: Vec::new(),
+            phases: Vec::new(),
+            servers: Vec::new(),
+            rounds: Vec::new(),
+            idle: None,
+            findings: Findings::default(),
+            timeline: Vec::new(),
+        }
+    }
+
     /// Prints tables, or JSON for `-`; writes JSON to any other path.
     pub(super) fn publish(&self, json: Option<&Path>) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(self)?;
@@ -165,6 +215,9 @@ impl Report {
         parts.extend(self.servers.iter().map(servers_table));
         if let Some(held) = &self.idle {
             parts.push(held_table(held));
+        }
+        if !self.findings.0.is_empty() {
+            parts.push(findings_table(self.scenario, &self.findings));
         }
         parts.extend(self.notes.iter().cloned());
         parts.join("\n\n")
@@ -316,6 +369,14 @@ fn held_table(held: &Held) -> String {
         ),
     ] {
         rows.add_row(vec![name.to_owned(), value]);
+    }
+    rows.to_string()
+}
+
+fn findings_table(scenario: &str, findings: &Findings) -> String {
+    let mut rows = table(&[scenario, ""]);
+    for (name, value) in &findings.0 {
+        rows.add_row(vec![name.replace('_', " "), value.to_string()]);
     }
     rows.to_string()
 }

@@ -1,99 +1,141 @@
 //! `steady`: hosts enroll, then poll at their intervals. Enrolment and first details are counted apart.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use clap::{Args, ValueEnum};
 use tokio::time::Instant;
 
-use super::lane::{self, Lane, Shared};
-use super::machine::Machine;
-use super::options::{Start, Steady};
-use super::population::{Habits, Member, PHASES, Population, Recorder, Tallies};
-use super::procfs::{Sample, Watch};
-use super::progress::{LOOK, Progress};
-use super::report::{Report, Servers};
-use super::tally::{Phase, Tally, ratio};
-use crate::agent::{Agent, Settings};
+use super::lane::{PHASES, Shared};
+use super::options::Common;
+use super::population::{Habits, Member, Pace, Population, Recorder, Thread};
+use super::stage::{Look, Run, Stage};
+use super::tally::{Phase, Tally};
 use crate::host::Host;
-use crate::target::{Sources, Target};
+use crate::schedule::Profile;
 
 /// Hosts that start in a second unless told otherwise.
 const HOSTS_PER_SECOND: u64 = 400;
+/// Sockets for each hundred hosts: with reads held, nearly every host has one, and some a second.
+const SOCKETS_PERCENT: u32 = 110;
+
+/// When hosts start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Start {
+    /// Evenly over the ramp.
+    Spread,
+    /// All in the same moment; they stay in step.
+    AtOnce,
+}
+
+/// Options of `steady`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Steady {
+    /// Common options.
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Simulated hosts.
+    #[arg(long)]
+    pub(super) hosts: u32,
+    /// Length of the measured phase, after enrolment.
+    #[arg(long)]
+    pub(super) seconds: u64,
+    /// Intervals of the agents.
+    #[arg(long, value_enum, default_value = "fleet")]
+    pub(super) profile: Profile,
+    /// When hosts start.
+    #[arg(long, value_enum, default_value = "spread")]
+    pub(super) start: Start,
+    /// Seconds over which hosts start; default: 400 hosts a second.
+    #[arg(long)]
+    pub(super) ramp: Option<u64>,
+    /// Longest wait, after the ramp, for the last host to have enrolled and sent its first details.
+    #[arg(long, default_value_t = 120)]
+    pub(super) ramp_wait: u64,
+    /// Seconds between the end of enrolment and the measured phase.
+    #[arg(long, default_value_t = 5)]
+    pub(super) settle: u64,
+    /// When turns begin. With `agent`, reads of a second and more count as held by the server, not as slow.
+    #[arg(long, value_enum, default_value = "grid")]
+    pub(super) pace: Pace,
+    /// Log lines that each host produces a minute; one in ten is a status line.
+    #[arg(long, default_value_t = 0.2)]
+    pub(super) log_lines_per_host_minute: f64,
+    /// Log turns in a thousand that carry an oddity: invalid UTF-8, no lines, a 1 MiB line, 0.5 MB, old status lines.
+    #[arg(long, default_value_t = 5)]
+    pub(super) odd_per_mille: u32,
+    /// Compress logs (`logger_tls_compress`).
+    #[arg(long)]
+    pub(super) gzip_logs: bool,
+    /// Keep connections (`Connection: keep-alive`), which no osquery since 4.1 does.
+    #[arg(long)]
+    pub(super) reuse: bool,
+}
 
 /// Everything a lane needs to build its hosts.
 struct Plan {
     options: Steady,
-    lanes: usize,
-    targets: Vec<Arc<Target>>,
-    sources: Sources,
-    settings: Arc<Settings>,
+    stage: Stage,
+    recorder: Arc<Recorder>,
     ramp: Duration,
     begin: Instant,
 }
 
 /// Runs the scenario; whether the measured phase had no failure and no late answer.
 pub(super) fn run(options: &Steady) -> anyhow::Result<bool> {
-    let common = &options.common;
-    let targets = common.targets()?;
-    let mut settings = common.settings()?;
+    let mut settings = options.common.settings()?;
     settings.gzip_logs = options.gzip_logs;
     settings.keep_alive = options.reuse;
     settings.intervals = options.profile.intervals();
-    // Fails here rather than in every lane.
-    let sources = common.sources(&targets)?;
-    common.dialer(&sources, None)?;
-    let ramp = match (options.start, options.ramp) {
-        (Start::AtOnce, _) => 0,
-        (Start::Spread, Some(seconds)) => seconds,
-        (Start::Spread, None) => u64::from(options.hosts).div_ceil(HOSTS_PER_SECOND),
-    };
+    let sockets = options.hosts / 100 * SOCKETS_PERCENT + 100;
+    let stage = Stage::new(&options.common, settings, sockets)?;
+    let shared = Arc::new(Shared::default());
     let plan = Arc::new(Plan {
         options: options.clone(),
-        lanes: common.threads_for(options.hosts),
-        targets,
-        sources,
-        settings: Arc::new(settings),
-        ramp: Duration::from_secs(ramp),
+        stage,
+        recorder: Recorder::new(&shared, options.pace == Pace::Agent),
+        ramp: ramp(options),
         begin: Instant::now() + Duration::from_millis(200),
     });
-    let watch = Watch {
-        trees: common.server_tree.clone(),
-        pids: common.server_pids.clone(),
-    };
-    let shared = Arc::new(Shared::default());
-    let before = watch.sample();
-    let lanes = {
-        let (plan, shared) = (plan.clone(), shared.clone());
-        lane::start(plan.lanes, move |index| {
-            live(plan.clone(), shared.clone(), index)
+    let mut run = {
+        let lane_plan = plan.clone();
+        Run::start(&plan.stage, shared, move |lane| {
+            live(lane_plan.clone(), lane)
         })?
     };
-    let mut progress = Progress::start();
-    let mut notes = Vec::new();
-    let enrolled_s = ramp_up(&plan, &shared, &lanes, &mut progress, &mut notes);
-    let measured = measure(&plan, &shared, &lanes, &watch, &mut progress);
-    shared.stop();
-    progress.finish();
-    let tallies = merge(lane::join(lanes)?);
-    let seconds = options.seconds;
-    notes.push(format!(
+    let started = run.look();
+    let enrolled_s = ramp_up(&plan, &mut run);
+    let begun = run.look();
+    run.shared.marks.begin_next(begun.at());
+    run.pass(Duration::from_secs(options.seconds), "steady");
+    run.shared.marks.begin_next(Instant::now());
+    run.note_effort();
+    let ended = run.look();
+    publish(&plan, run, [&started, &begun, &ended], enrolled_s)
+}
+
+fn publish(
+    plan: &Plan,
+    mut run: Run<()>,
+    [started, begun, ended]: [&Look; 3],
+    enrolled_s: f64,
+) -> anyhow::Result<bool> {
+    let options = &plan.options;
+    let mut servers = run.servers("server, enrolment and first details", started, begun);
+    servers.extend(run.servers("server, steady", begun, ended));
+    run.notes.push(format!(
         "{} hosts of seed {}, {} threads; {} log lines delivered in all",
         options.hosts,
-        common.seed,
-        plan.lanes,
-        shared.lines.load(Ordering::Relaxed)
+        options.common.seed,
+        plan.stage.lanes,
+        run.shared.lines.load(Ordering::Relaxed)
     ));
-    let report = Report {
-        machine: Machine::read(),
-        scenario: "steady",
-        notes,
-        phases: phases(&tallies, enrolled_s, seconds_f64(seconds)),
-        servers: measured.servers(&watch, &before, enrolled_s),
-        rounds: Vec::new(),
-        idle: None,
-    };
-    report.publish(common.json.as_deref())?;
+    let (_, mut report) = run.end("steady")?;
+    let steady_s = (ended.at() - begun.at()).as_secs_f64();
+    report.phases = phases(&plan.recorder.take(), enrolled_s, steady_s);
+    report.servers = servers;
+    report.publish(options.common.json.as_deref())?;
     Ok(report
         .phases
         .iter()
@@ -101,7 +143,16 @@ pub(super) fn run(options: &Steady) -> anyhow::Result<bool> {
         .all(is_clean))
 }
 
-fn is_clean(phase: &Phase) -> bool {
+fn ramp(options: &Steady) -> Duration {
+    Duration::from_secs(match (options.start, options.ramp) {
+        (Start::AtOnce, _) => 0,
+        (Start::Spread, Some(seconds)) => seconds,
+        (Start::Spread, None) => u64::from(options.hosts).div_ceil(HOSTS_PER_SECOND),
+    })
+}
+
+/// No exchange failed and none was late.
+pub(super) fn is_clean(phase: &Phase) -> bool {
     phase
         .routes
         .iter()
@@ -109,176 +160,71 @@ fn is_clean(phase: &Phase) -> bool {
 }
 
 /// One lane: builds its hosts in its own runtime and lets them live.
-async fn live(
-    plan: Arc<Plan>,
-    shared: Arc<Shared>,
-    lane: usize,
-) -> anyhow::Result<[Tally; PHASES]> {
-    let options = &plan.options;
-    let mut dialer = options.common.dialer(&plan.sources, None)?;
+async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<()> {
+    let (options, stage) = (&plan.options, &plan.stage);
+    let shared = &plan.recorder.shared;
+    let mut dialer = stage.dialer(shared)?;
     dialer.reuse = options.reuse;
     let dialer = Arc::new(dialer);
-    let tallies: Tallies = Arc::default();
-    let recorder = Arc::new(Recorder {
-        shared: shared.clone(),
-        tallies: tallies.clone(),
-    });
     fastrand::seed(options.common.seed ^ u64::try_from(lane).unwrap_or(0));
     let mut members = Vec::new();
-    for index in 0..options.hosts {
-        let place = usize::try_from(index).unwrap_or(0);
-        if place % plan.lanes != lane {
-            continue;
-        }
-        let Some(target) = plan.targets.get(place % plan.targets.len()) else {
-            continue;
-        };
-        let agent = Agent::new(
-            Host::new(options.common.seed, index),
-            plan.settings.clone(),
-            dialer.clone(),
-            target.clone(),
-        )
-        .with_observer(recorder.clone());
-        let share = f64::from(index) / f64::from(options.hosts);
-        let starts_at = plan.begin + plan.ramp.mul_f64(share);
-        members.push((Member::new(agent), starts_at));
+    let mut starts = Vec::new();
+    for index in stage.share(lane, options.hosts) {
+        let host = Host::new(options.common.seed, index);
+        let agent = stage.agent(host, &dialer, plan.recorder.clone())?;
+        members.push(Member::of(Arc::new(agent)));
+        let part = f64::from(index) / f64::from(options.hosts.max(1));
+        starts.push(plan.begin + plan.ramp.mul_f64(part));
     }
     let habits = Habits {
-        intervals: plan.settings.intervals,
+        intervals: stage.settings.intervals,
         pace: options.pace,
-        line_spacing: (options.log_lines_per_host_minute > 0.0)
-            .then(|| Duration::from_secs_f64(60.0 / options.log_lines_per_host_minute)),
+        line_spacing: spacing(options.log_lines_per_host_minute),
         odd_per_mille: options.odd_per_mille,
     };
-    Population::new(members, habits, shared).live().await;
-    let mut tallies = tallies.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(std::mem::take(&mut *tallies))
+    let mut population = Population::new(members, habits, shared.clone());
+    for (member, at) in starts.into_iter().enumerate() {
+        population.begin_at(member, &[Thread::Start], at);
+    }
+    population.live().await;
+    Ok(())
 }
 
-/// Waits for every host's enrolment and first details; gives the seconds that it took.
-fn ramp_up(
-    plan: &Plan,
-    shared: &Shared,
-    lanes: &[Lane<[Tally; PHASES]>],
-    progress: &mut Progress,
-    notes: &mut Vec<String>,
-) -> f64 {
-    let hosts = u64::from(plan.options.hosts);
-    let deadline = plan.begin + plan.ramp + Duration::from_secs(plan.options.ramp_wait);
-    let mut ready = 0;
-    while ready < hosts && Instant::now() < deadline && !lane::has_ended(lanes) {
-        std::thread::sleep(LOOK);
-        ready = shared.ready.load(Ordering::Relaxed);
-        progress.show(|| format!("enrolling: {ready} of {hosts} hosts; {}", counters(shared)));
-    }
-    let took = (Instant::now().saturating_duration_since(plan.begin)).as_secs_f64();
+/// Time between two lines of a host.
+fn spacing(lines_per_minute: f64) -> Option<Duration> {
+    (lines_per_minute > 0.0)
+        .then(|| Duration::try_from_secs_f64(60.0 / lines_per_minute).ok())
+        .flatten()
+}
+
+/// Waits until all hosts are enrolled and described, and a while longer; gives how long it took.
+fn ramp_up(plan: &Plan, run: &mut Run<()>) -> f64 {
+    let options = &plan.options;
+    let hosts = u64::from(options.hosts);
+    let deadline = plan.begin + plan.ramp + Duration::from_secs(options.ramp_wait);
+    run.watch(
+        deadline,
+        |shared, _| shared.ready.load(Ordering::Relaxed) >= hosts,
+        |shared| {
+            let ready = shared.ready.load(Ordering::Relaxed);
+            format!("enrolling: {ready} of {hosts} hosts")
+        },
+    );
+    let ready = run.shared.ready.load(Ordering::Relaxed);
+    let took = Instant::now()
+        .saturating_duration_since(plan.begin)
+        .as_secs_f64();
     let text = format!("{ready} of {hosts} hosts enrolled and described in {took:.1} s");
-    progress.note(&text);
-    notes.push(text);
-    let settled_at = Instant::now() + Duration::from_secs(plan.options.settle);
-    while Instant::now() < settled_at && !lane::has_ended(lanes) {
-        std::thread::sleep(LOOK);
-        progress.show(|| format!("settling; {}", counters(shared)));
-    }
+    run.progress.note(&text);
+    run.notes.push(text);
+    run.pass(Duration::from_secs(options.settle), "settling");
     took
 }
 
-/// Samples and counts at both ends of the measured phase.
-struct Measured {
-    begin: Vec<Sample>,
-    end: Vec<Sample>,
-    exchanges_before: u64,
-    exchanges: u64,
-    seconds: f64,
-}
-
-fn measure(
-    plan: &Plan,
-    shared: &Shared,
-    lanes: &[Lane<[Tally; PHASES]>],
-    watch: &Watch,
-    progress: &mut Progress,
-) -> Measured {
-    let begin = watch.sample();
-    let exchanges_before = shared.exchanges.load(Ordering::Relaxed);
-    let from = Instant::now();
-    let until = from + Duration::from_secs(plan.options.seconds);
-    // Set once, here.
-    let _ = shared.measured.set((from, until));
-    let mut last = (from, exchanges_before);
-    while Instant::now() < until && !lane::has_ended(lanes) {
-        std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
-        let now = (Instant::now(), shared.exchanges.load(Ordering::Relaxed));
-        if now.0 - last.0 < Duration::from_secs(1) {
-            continue;
-        }
-        let rate = ratio(now.1 - last.1, (now.0 - last.0).as_secs_f64());
-        last = now;
-        let left = until.saturating_duration_since(now.0).as_secs();
-        progress.show(|| format!("steady: {rate:.0}/s, {left} s left; {}", counters(shared)));
-    }
-    Measured {
-        begin,
-        end: watch.sample(),
-        exchanges_before,
-        exchanges: shared.exchanges.load(Ordering::Relaxed) - exchanges_before,
-        seconds: from.elapsed().as_secs_f64(),
-    }
-}
-
-impl Measured {
-    fn servers(&self, watch: &Watch, before: &[Sample], enrolled_s: f64) -> Vec<Servers> {
-        if watch.is_empty() {
-            return Vec::new();
-        }
-        vec![
-            Servers::between(
-                "server, enrolment and first details",
-                before,
-                &self.begin,
-                self.exchanges_before,
-                enrolled_s,
-            ),
-            Servers::between(
-                "server, steady",
-                &self.begin,
-                &self.end,
-                self.exchanges,
-                self.seconds,
-            ),
-        ]
-    }
-}
-
-fn counters(shared: &Shared) -> String {
-    format!(
-        "{} exchanges, {} failed, {} under way, {} lines",
-        shared.exchanges.load(Ordering::Relaxed),
-        shared.failures.load(Ordering::Relaxed),
-        shared.in_flight.load(Ordering::Relaxed),
-        shared.lines.load(Ordering::Relaxed)
-    )
-}
-
-fn merge(lanes: Vec<[Tally; PHASES]>) -> [Tally; PHASES] {
-    let mut sum: [Tally; PHASES] = Default::default();
-    for lane in &lanes {
-        for (mine, theirs) in sum.iter_mut().zip(lane) {
-            mine.merge(theirs);
-        }
-    }
-    sum
-}
-
 fn phases(tallies: &[Tally; PHASES], enrolled_s: f64, steady_s: f64) -> Vec<Phase> {
-    let [before, steady, _] = tallies;
+    let [before, steady, ..] = tallies;
     vec![
         before.phase("enrolment and first details", enrolled_s),
         steady.phase("steady", steady_s),
     ]
-}
-
-fn seconds_f64(seconds: u64) -> f64 {
-    super::tally::as_f64(seconds)
 }

@@ -12,6 +12,8 @@ use crate::client::DEADLINE;
 
 /// Largest latency that is told apart, microseconds.
 const LATENCY_US_MAX: u64 = 600_000_000;
+/// The row of reads that the server held open on purpose.
+pub(super) const READ_HELD: &str = "read (held)";
 /// Different texts of failures that are kept.
 const DETAILS_MAX: usize = 50;
 
@@ -47,8 +49,9 @@ impl Default for RouteTally {
     }
 }
 
+/// An empty histogram of microseconds.
 #[expect(clippy::expect_used, reason = "constant bounds that the crate takes")]
-fn histogram() -> Histogram<u64> {
+pub(super) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("valid bounds")
 }
 
@@ -131,6 +134,8 @@ impl RouteTally {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     routes: [RouteTally; Route::ALL.len()],
+    /// Reads that the server held open on purpose.
+    held: RouteTally,
 }
 
 impl Tally {
@@ -141,11 +146,9 @@ impl Tally {
         }
     }
 
-    /// Adds another.
-    pub(super) fn merge(&mut self, other: &Self) {
-        for (mine, theirs) in self.routes.iter_mut().zip(&other.routes) {
-            mine.merge(theirs);
-        }
+    /// Counts a read that the server held: neither slow nor part of the sum of latencies.
+    pub(super) fn record_held(&mut self, exchange: &Exchange, intended_at: Instant) {
+        self.held.record(exchange, intended_at);
     }
 
     /// The part of the report on this phase.
@@ -166,6 +169,9 @@ impl Tally {
                 details.insert(format!("{} {detail}", route.label()), *count);
             }
         }
+        if !self.held.latency_us.is_empty() {
+            rows.push(self.held.row(READ_HELD, seconds));
+        }
         rows.push(total.row("all", seconds));
         Phase {
             name: name.to_owned(),
@@ -184,7 +190,7 @@ pub(super) struct Phase {
     pub(super) name: String,
     /// Length.
     pub(super) seconds: f64,
-    /// By route, the sum last.
+    /// By route, the sum last. Reads that were held are a row of their own and not in the sum.
     pub(super) routes: Vec<RouteRow>,
     /// By route and kind.
     pub(super) failures: BTreeMap<String, u64>,
@@ -235,7 +241,8 @@ pub(super) struct Percentiles {
 }
 
 impl Percentiles {
-    fn of(histogram: &Histogram<u64>) -> Self {
+    /// Of microseconds.
+    pub(super) fn of(histogram: &Histogram<u64>) -> Self {
         let at = |quantile: f64| as_f64(histogram.value_at_quantile(quantile)) / 1000.0;
         Self {
             p50: at(0.5),
@@ -247,11 +254,13 @@ impl Percentiles {
     }
 }
 
-fn micros(duration: std::time::Duration) -> u64 {
+/// For a histogram.
+pub(super) fn micros(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn as_u64(number: usize) -> u64 {
+/// A length as a count.
+pub(super) fn as_u64(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
@@ -306,7 +315,21 @@ mod tests {
     }
 
     #[test]
-    fn failures_count_by_kind_and_text_and_merge() {
+    fn held_reads_are_not_in_the_sum() {
+        let now = Instant::now();
+        let mut tally = Tally::default();
+        tally.record(&exchange(now, Duration::from_millis(2), None), now);
+        tally.record_held(&exchange(now, Duration::from_secs(10), None), now);
+        let phase = tally.phase("steady", 1.0);
+        let row = |name: &str| phase.routes.iter().find(|row| row.route == name).unwrap();
+        assert_eq!(row("all").exchanges, 1);
+        assert!(row("all").latency_ms.max < 3.0);
+        assert_eq!(row(READ_HELD).exchanges, 1);
+        assert!(row(READ_HELD).service_ms.p50 > 9_000.0);
+    }
+
+    #[test]
+    fn failures_count_by_kind_and_text() {
         let now = Instant::now();
         let took = Duration::from_secs(17);
         let mut tally = Tally::default();
@@ -314,9 +337,11 @@ mod tests {
             &exchange(now, took, Some(Failure::Error("busy".into()))),
             now,
         );
-        let mut sum = tally.clone();
-        sum.merge(&tally);
-        let phase = sum.phase("steady", 1.0);
+        tally.record(
+            &exchange(now, took, Some(Failure::Error("busy".into()))),
+            now,
+        );
+        let phase = tally.phase("steady", 1.0);
         assert_eq!(phase.failures["read error_object"], 2);
         assert_eq!(phase.details["read error_object: busy"], 2);
         assert_eq!(phase.routes.last().unwrap().late_over_16s, 2);
