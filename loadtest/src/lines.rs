@@ -1,5 +1,6 @@
 //! Log lines as agents write them, the odd ones included. Pure: time and number come from the caller.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use crate::host::Host;
@@ -45,25 +46,69 @@ impl Oddity {
 
 /// One differential result of about 550 bytes. `number` makes it recognisable: it is the `counter`, and in `columns`.
 pub fn result_line(host: &Host, at: Duration, number: u64) -> Vec<u8> {
-    let pid = host.number(number) % 100_000;
-    format!(
-        concat!(
-            r#"{{"name":"pack/Global/processes","hostIdentifier":"{id}","calendarTime":"{time}","#,
-            r#""unixTime":{unix},"epoch":0,"counter":{number},"numerics":false,"#,
-            r#""decorations":{{"host_uuid":"{id}","hostname":"{name}"}},"columns":{{"#,
-            r#""cmdline":"/usr/sbin/service --config /etc/service/service.conf --number {number}","#,
-            r#""cwd":"/","egid":"0","euid":"0","name":"service","parent":"1","path":"/usr/sbin/service","#,
-            r#""pid":"{pid}","resident_size":"12582912","start_time":"1759250000","uid":"0"}},"#,
-            r#""action":"added"}}"#
-        ),
-        id = host.uuid(),
-        name = host.hostname(),
-        time = calendar_time(at),
-        unix = at.as_secs(),
-        number = number,
-        pid = pid,
-    )
-    .into_bytes()
+    ResultLines::new(host, at).line(number)
+}
+
+/// The result lines of one host at one time, which differ in their numbers only: a generator that sends millions must
+/// not write the same words each time.
+#[derive(Clone, Debug)]
+pub struct ResultLines {
+    host: Host,
+    /// What stands before, between and behind the two numbers and the process id.
+    parts: [String; 4],
+}
+
+impl ResultLines {
+    /// Prepares them.
+    pub fn new(host: &Host, at: Duration) -> Self {
+        let (id, name) = (host.uuid(), host.hostname());
+        let head = format!(
+            concat!(
+                r#"{{"name":"pack/Global/processes","hostIdentifier":"{}","calendarTime":"{}","#,
+                r#""unixTime":{},"epoch":0,"counter":"#
+            ),
+            id,
+            calendar_time(at),
+            at.as_secs()
+        );
+        let decorations = format!(
+            concat!(
+                r#","numerics":false,"decorations":{{"host_uuid":"{}","hostname":"{}"}},"columns":{{"#,
+                r#""cmdline":"/usr/sbin/service --config /etc/service/service.conf --number "#
+            ),
+            id, name
+        );
+        let columns = concat!(
+            r#"","cwd":"/","egid":"0","euid":"0","name":"service","parent":"1","path":"/usr/sbin/service","#,
+            r#""pid":""#
+        );
+        let tail = concat!(
+            r#"","resident_size":"12582912","start_time":"1759250000","uid":"0"},"#,
+            r#""action":"added"}"#
+        );
+        Self {
+            host: *host,
+            parts: [head, decorations, columns.to_owned(), tail.to_owned()],
+        }
+    }
+
+    /// Appends the line with this number.
+    pub fn push(&self, number: u64, to: &mut Vec<u8>) {
+        let [head, decorations, columns, tail] = &self.parts;
+        let pid = self.host.number(number) % 100_000;
+        // Writing to a Vec cannot fail.
+        let _ = write!(
+            to,
+            "{head}{number}{decorations}{number}{columns}{pid}{tail}"
+        );
+    }
+
+    /// The line with this number.
+    pub fn line(&self, number: u64) -> Vec<u8> {
+        let mut line = Vec::with_capacity(640);
+        self.push(number, &mut line);
+        line
+    }
 }
 
 /// One snapshot with a value that may hold any bytes but quotes and controls.

@@ -1,5 +1,6 @@
 //! The load scenarios behind the command line.
 
+mod acknowledged;
 mod calibrate;
 mod crowd;
 mod effort;
@@ -15,8 +16,10 @@ mod progress;
 mod report;
 mod stage;
 mod steady;
+mod storm;
 mod tally;
 mod timeline;
+mod witness;
 mod worker;
 
 use std::process::ExitCode;
@@ -33,6 +36,7 @@ pub fn run() -> ExitCode {
         Scenario::Steady(options) => steady::run(&options),
         Scenario::Exchange(options) => exchange::run(&options),
         Scenario::Idle(options) => idle::run(&options),
+        Scenario::Storm(options) => storm::run(&options),
         Scenario::Calibrate(options) => calibrate::run(&options),
         Scenario::Worker(options) => worker::run(&options),
     };

@@ -10,6 +10,7 @@ use fleet_protocol::secret::Secret;
 use super::idle::Idle;
 use super::lane::raise_descriptor_limit;
 use super::steady::Steady;
+use super::storm::Storm;
 use crate::agent::{Paths, Settings};
 use crate::client::Dialer;
 use crate::target::{Sources, Target};
@@ -33,6 +34,8 @@ pub(super) enum Scenario {
     Exchange(Exchange),
     /// Connections that are opened, used once and then held, some of them in use; memory per connection.
     Idle(Idle),
+    /// Every host at once, as after an outage, and what follows from it.
+    Storm(Storm),
     /// Starts a server, measures what `fleet-supervisor plan` counts with, and writes the figures to a file.
     Calibrate(Calibrate),
     /// One worker process alone: CPU or instructions for an exchange and for a request, and memory for a known host.
