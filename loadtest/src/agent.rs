@@ -266,9 +266,14 @@ impl Agent {
 
     /// One log request of exactly these lines, which are not kept. Lines are JSON objects.
     pub async fn log(&self, log_type: LogType, lines: &[Vec<u8>]) -> Exchange {
-        let mut logger = self.logger.lock().await;
         let lines: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
-        self.log_once(&mut logger.client, log_type, &lines, Instant::now())
+        self.log_slices(log_type, &lines).await
+    }
+
+    /// The same for lines that lie elsewhere.
+    pub async fn log_slices(&self, log_type: LogType, lines: &[&[u8]]) -> Exchange {
+        let mut logger = self.logger.lock().await;
+        self.log_once(&mut logger.client, log_type, lines, Instant::now())
             .await
     }
 

@@ -1,6 +1,7 @@
 //! The load scenarios behind the command line.
 
 mod acknowledged;
+mod backlog;
 mod calibrate;
 mod crowd;
 mod effort;
@@ -37,6 +38,7 @@ pub fn run() -> ExitCode {
         Scenario::Exchange(options) => exchange::run(&options),
         Scenario::Idle(options) => idle::run(&options),
         Scenario::Storm(options) => storm::run(&options),
+        Scenario::Backlog(options) => backlog::run(&options),
         Scenario::Calibrate(options) => calibrate::run(&options),
         Scenario::Worker(options) => worker::run(&options),
     };

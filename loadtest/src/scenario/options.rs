@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fleet_protocol::secret::Secret;
 
+use super::backlog::Backlog;
 use super::idle::Idle;
 use super::lane::raise_descriptor_limit;
 use super::steady::Steady;
@@ -36,6 +37,8 @@ pub(super) enum Scenario {
     Idle(Idle),
     /// Every host at once, as after an outage, and what follows from it.
     Storm(Storm),
+    /// Every host comes back with a backlog of log lines.
+    Backlog(Backlog),
     /// Starts a server, measures what `fleet-supervisor plan` counts with, and writes the figures to a file.
     Calibrate(Calibrate),
     /// One worker process alone: CPU or instructions for an exchange and for a request, and memory for a known host.
