@@ -45,6 +45,8 @@ pub enum Reply {
     Torn(Vec<u8>),
     /// Nothing, for this long; then the end.
     Silence(Duration),
+    /// Nothing, for this long; then 200 with `Connection: close` and this body.
+    Held(Duration, Vec<u8>),
 }
 
 impl Reply {
@@ -208,8 +210,12 @@ async fn serve(
             continue;
         };
         ended.requests += 1;
-        let reply = respond(&received);
+        let mut reply = respond(&received);
         record.keep(received);
+        if let Reply::Held(duration, body) = reply {
+            tokio::time::sleep(duration).await;
+            reply = Reply::ok(body);
+        }
         match reply {
             Reply::Answer {
                 status,
@@ -233,7 +239,7 @@ async fn serve(
                 stream.flush().await?;
                 return stream.get_mut().0.shutdown().await;
             }
-            Reply::Silence(duration) => {
+            Reply::Silence(duration) | Reply::Held(duration, _) => {
                 tokio::time::sleep(duration).await;
                 return Ok(());
             }

@@ -6,6 +6,7 @@ mod calibrate;
 mod crowd;
 mod effort;
 mod exchange;
+mod held;
 mod idle;
 mod kernel;
 mod lane;
@@ -38,6 +39,7 @@ pub fn run() -> ExitCode {
         Scenario::Exchange(options) => exchange::run(&options),
         Scenario::Idle(options) => idle::run(&options),
         Scenario::Storm(options) => storm::run(&options),
+        Scenario::Held(options) => held::run(&options),
         Scenario::Backlog(options) => backlog::run(&options),
         Scenario::Calibrate(options) => calibrate::run(&options),
         Scenario::Worker(options) => worker::run(&options),

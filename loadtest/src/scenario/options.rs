@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fleet_protocol::secret::Secret;
 
 use super::backlog::Backlog;
+use super::held::Held;
 use super::idle::Idle;
 use super::lane::raise_descriptor_limit;
 use super::steady::Steady;
@@ -37,6 +38,8 @@ pub(super) enum Scenario {
     Idle(Idle),
     /// Every host at once, as after an outage, and what follows from it.
     Storm(Storm),
+    /// Reads that the server holds open; memory for each.
+    Held(Held),
     /// Every host comes back with a backlog of log lines.
     Backlog(Backlog),
     /// Starts a server, measures what `fleet-supervisor plan` counts with, and writes the figures to a file.

@@ -1,0 +1,188 @@
+//! `held`: hosts whose reads the server holds open; how many at a time, for how long, and what each costs in memory.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::time::Instant;
+
+use super::crowd;
+use super::lane::Shared;
+use super::options::Common;
+use super::population::{Habits, Member, Pace, Population, Recorder, Thread};
+use super::stage::{Look, Run, Stage};
+use super::steady::is_clean;
+use super::tally::{READ_HELD, as_f64, as_u64, ratio};
+use crate::host::Host;
+
+/// Sockets for each hundred hosts: one each, and a few that are about to close.
+const SOCKETS_PERCENT: u32 = 105;
+
+/// Options of `held`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Held {
+    /// Common options.
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Simulated hosts, each with one read at a time.
+    #[arg(long)]
+    pub(super) hosts: u32,
+    /// Length of the measured phase.
+    #[arg(long, default_value_t = 60)]
+    pub(super) seconds: u64,
+    /// Seconds over which the first reads begin.
+    #[arg(long, default_value_t = 10)]
+    pub(super) ramp: u64,
+    /// Seconds between a read's end and the next (`distributed_interval`); 0 keeps nearly all reads held all the time.
+    #[arg(long, default_value_t = 0)]
+    pub(super) interval: u64,
+    /// Hosts prepared at the same time by each thread.
+    #[arg(long, default_value_t = 32)]
+    pub(super) preparing: usize,
+    /// Longest time for the preparation of all hosts, seconds.
+    #[arg(long, default_value_t = 1800)]
+    pub(super) prepare_wait: u64,
+}
+
+struct Plan {
+    options: Held,
+    stage: Stage,
+    recorder: Arc<Recorder>,
+}
+
+/// Runs the scenario; whether reads were held and none failed.
+pub(super) fn run(options: &Held) -> anyhow::Result<bool> {
+    let mut settings = options.common.settings()?;
+    settings.intervals.read = Duration::from_secs(options.interval);
+    let sockets = options.hosts / 100 * SOCKETS_PERCENT + 100;
+    let stage = Stage::new(&options.common, settings, sockets)?;
+    let shared = Arc::new(Shared::default());
+    let plan = Arc::new(Plan {
+        options: options.clone(),
+        stage,
+        recorder: Recorder::new(&shared, true),
+    });
+    let mut run = {
+        let lane_plan = plan.clone();
+        Run::start(&plan.stage, shared, move |lane| {
+            live(lane_plan.clone(), lane)
+        })?
+    };
+    run.prepare(
+        options.hosts.into(),
+        Duration::from_secs(options.prepare_wait),
+    );
+    let before = run.look();
+    run.shared.marks.begin_next(before.at());
+    run.pass(Duration::from_secs(options.ramp), "ramp");
+    let begun = run.look();
+    let begun_s = run.timeline.now_s();
+    run.shared.marks.begin_next(begun.at());
+    run.pass(Duration::from_secs(options.seconds), "holding");
+    run.shared.marks.begin_next(Instant::now());
+    run.note_effort();
+    let held_at_end = run.shared.in_flight.load(Ordering::Relaxed);
+    let ended = run.look();
+    let concurrency: Vec<u64> = run
+        .timeline
+        .moments()
+        .iter()
+        .filter(|moment| moment.at_s > begun_s)
+        .map(|moment| moment.in_flight)
+        .collect();
+    publish(
+        &plan,
+        run,
+        [&before, &begun, &ended],
+        held_at_end,
+        &concurrency,
+    )
+}
+
+fn publish(
+    plan: &Plan,
+    run: Run<()>,
+    [before, begun, ended]: [&Look; 3],
+    held_at_end: u64,
+    concurrency: &[u64],
+) -> anyhow::Result<bool> {
+    let servers = run.servers("server, holding", begun, ended);
+    let (_, mut report) = run.end("held")?;
+    report.servers = servers;
+    let [preparation, ramp, holding, ..] = plan.recorder.take();
+    let ramp_s = (begun.at() - before.at()).as_secs_f64();
+    let holding_s = (ended.at() - begun.at()).as_secs_f64();
+    report.phases = vec![
+        preparation.phase("preparation", 0.0),
+        ramp.phase("ramp", ramp_s),
+        holding.phase("holding", holding_s),
+    ];
+    let phase = report.phases.last();
+    let row = phase.and_then(|phase| phase.routes.iter().find(|row| row.route == READ_HELD));
+    let row = row.cloned();
+    let findings = &mut report.findings;
+    findings.count("hosts", plan.options.hosts.into());
+    let reads_held = row.as_ref().map_or(0, |row| row.exchanges);
+    findings.count("reads_held_to_the_end", reads_held);
+    findings.count(
+        "held_at_once_max",
+        concurrency.iter().copied().max().unwrap_or(0),
+    );
+    let sum: u64 = concurrency.iter().sum();
+    findings.figure(
+        "held_at_once_mean",
+        ratio(sum, as_f64(as_u64(concurrency.len()))),
+    );
+    if let Some(row) = &row {
+        findings.percentiles("hold", "ms", &row.service_ms);
+    }
+    let each = |end: u64, begin: u64| ratio(end.saturating_sub(begin), as_f64(held_at_end));
+    findings.count("held_at_end", held_at_end);
+    findings.figure(
+        "server_bytes_per_held_read",
+        each(ended.rss_bytes(), before.rss_bytes()),
+    );
+    findings.figure(
+        "server_anonymous_bytes_per_held_read",
+        each(ended.anonymous_bytes(), before.anonymous_bytes()),
+    );
+    report.publish(plan.options.common.json.as_deref())?;
+    Ok(reads_held > 0 && report.phases.iter().skip(1).all(is_clean))
+}
+
+/// One lane: prepares its hosts, then lets them read and nothing else.
+async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<()> {
+    let (options, stage) = (&plan.options, &plan.stage);
+    let shared = plan.recorder.shared.clone();
+    let dialer = Arc::new(stage.dialer(&shared)?);
+    let mut agents = Vec::new();
+    for index in stage.share(lane, options.hosts) {
+        let host = Host::new(options.common.seed, index);
+        agents.push(Arc::new(stage.agent(
+            host,
+            &dialer,
+            plan.recorder.clone(),
+        )?));
+    }
+    crowd::prepare_all(&agents, options.preparing, &shared).await?;
+    let Some(begin) = crowd::begin_of(&shared, 1).await else {
+        return Ok(());
+    };
+    let hosts = agents.len();
+    let members: Vec<_> = agents.into_iter().map(Member::of).collect();
+    let habits = Habits {
+        intervals: stage.settings.intervals,
+        pace: Pace::Agent,
+        line_spacing: None,
+        odd_per_mille: 0,
+    };
+    let mut population = Population::new(members, habits, shared);
+    let ramp = Duration::from_secs(options.ramp);
+    for member in 0..hosts {
+        let part = as_f64(as_u64(member)) / as_f64(as_u64(hosts));
+        population.begin_at(member, &[Thread::Read], begin + ramp.mul_f64(part));
+    }
+    population.live().await;
+    Ok(())
+}
