@@ -52,6 +52,12 @@ impl Connection {
         Ok(connection)
     }
 
+    /// Connects only; what is sent and received goes over TCP as it is.
+    pub async fn open_bare(target: &Target, source: Option<IpAddr>) -> Result<Self, Failure> {
+        let stream = connect(target, source).await?;
+        Ok(Self { stream, tls: None })
+    }
+
     /// Sends a request and reads the whole answer.
     pub async fn exchange(&mut self, request: &Request, host: &str) -> Result<Response, Failure> {
         let mut bytes = request.head(host).into_bytes();
@@ -121,6 +127,17 @@ impl Connection {
             }
         }
     }
+}
+
+/// The first flight of a handshake, as it would go over TCP.
+pub fn client_hello(target: &Target, config: &Arc<ClientConfig>) -> Result<Vec<u8>, Failure> {
+    let mut tls =
+        ClientConnection::new(config.clone(), target.server_name.clone()).map_err(tls_failure)?;
+    let mut bytes = Vec::new();
+    while tls.wants_write() {
+        tls.write_tls(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// TCP shutdown of both directions; the descriptor goes with its owner.

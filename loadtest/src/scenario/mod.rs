@@ -16,6 +16,7 @@ mod population;
 mod procfs;
 mod progress;
 mod report;
+mod slow;
 mod stage;
 mod steady;
 mod storm;
@@ -41,6 +42,7 @@ pub fn run() -> ExitCode {
         Scenario::Storm(options) => storm::run(&options),
         Scenario::Held(options) => held::run(&options),
         Scenario::Backlog(options) => backlog::run(&options),
+        Scenario::Slow(options) => slow::run(&options),
         Scenario::Calibrate(options) => calibrate::run(&options),
         Scenario::Worker(options) => worker::run(&options),
     };

@@ -11,6 +11,7 @@ use super::backlog::Backlog;
 use super::held::Held;
 use super::idle::Idle;
 use super::lane::raise_descriptor_limit;
+use super::slow::Slow;
 use super::steady::Steady;
 use super::storm::Storm;
 use crate::agent::{Paths, Settings};
@@ -42,6 +43,8 @@ pub(super) enum Scenario {
     Held(Held),
     /// Every host comes back with a backlog of log lines.
     Backlog(Backlog),
+    /// Connections that send a byte a second, beside agents that do not.
+    Slow(Slow),
     /// Starts a server, measures what `fleet-supervisor plan` counts with, and writes the figures to a file.
     Calibrate(Calibrate),
     /// One worker process alone: CPU or instructions for an exchange and for a request, and memory for a known host.

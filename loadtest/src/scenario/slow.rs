@@ -1,0 +1,258 @@
+//! `slow`: connections that send a byte a second, in each phase of an exchange, beside agents that behave. How the agents
+//! fare before and meanwhile, and when the server was rid of each slow connection.
+
+mod drip;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::time::Instant;
+
+use super::crowd;
+use super::lane::Shared;
+use super::options::Common;
+use super::population::{Habits, Member, Pace, Population, Recorder, Thread};
+use super::report::Findings;
+use super::stage::{Look, Run, Stage};
+use super::steady::is_clean;
+use super::tally::{Percentiles, Phase, as_f64, as_u64, histogram, micros};
+use crate::client::Dialer;
+use crate::host::Host;
+use drip::{Ending, Part};
+
+/// Options of `slow`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Slow {
+    /// Common options.
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Hosts whose agents behave.
+    #[arg(long)]
+    pub(super) hosts: u32,
+    /// Slow connections; a third in each phase: handshake, head, body.
+    #[arg(long)]
+    pub(super) connections: u32,
+    /// Seconds of the phase with the slow connections.
+    #[arg(long, default_value_t = 30)]
+    pub(super) seconds: u64,
+    /// Seconds of the phase before them.
+    #[arg(long, default_value_t = 10)]
+    pub(super) before: u64,
+    /// Seconds between two reads, and two configs, of a host that behaves.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) interval: u64,
+    /// Hosts prepared at the same time by each thread.
+    #[arg(long, default_value_t = 32)]
+    pub(super) preparing: usize,
+    /// Longest time for the preparation of all hosts, seconds.
+    #[arg(long, default_value_t = 1800)]
+    pub(super) prepare_wait: u64,
+}
+
+struct Plan {
+    options: Slow,
+    stage: Stage,
+    recorder: Arc<Recorder>,
+}
+
+/// Runs the scenario; whether no exchange of the agents that behave failed or was late.
+pub(super) fn run(options: &Slow) -> anyhow::Result<bool> {
+    let mut settings = options.common.settings()?;
+    settings.intervals.read = Duration::from_secs(options.interval);
+    // A server may hold reads, but never a config: its latency shows what the slow ones do.
+    settings.intervals.config = settings.intervals.read;
+    let sockets = options
+        .hosts
+        .saturating_mul(2)
+        .saturating_add(options.connections);
+    let stage = Stage::new(&options.common, settings, sockets)?;
+    let shared = Arc::new(Shared::default());
+    let plan = Arc::new(Plan {
+        options: options.clone(),
+        stage,
+        recorder: Recorder::new(&shared, true),
+    });
+    let mut run = {
+        let lane_plan = plan.clone();
+        Run::start(&plan.stage, shared, move |lane| {
+            live(lane_plan.clone(), lane)
+        })?
+    };
+    run.prepare(
+        options.hosts.into(),
+        Duration::from_secs(options.prepare_wait),
+    );
+    let prepared = run.look();
+    run.shared.marks.begin_next(prepared.at());
+    run.pass(Duration::from_secs(options.before), "before");
+    let begun = run.look();
+    run.shared.marks.begin_next(begun.at());
+    run.pass(Duration::from_secs(options.seconds), "slow");
+    run.shared.marks.begin_next(Instant::now());
+    run.note_effort();
+    let ended = run.look();
+    publish(&plan, run, [&prepared, &begun, &ended])
+}
+
+fn publish(
+    plan: &Plan,
+    run: Run<Vec<Ending>>,
+    [prepared, begun, ended]: [&Look; 3],
+) -> anyhow::Result<bool> {
+    let mut servers = run.servers("server, before", prepared, begun);
+    servers.extend(run.servers("server, with slow connections", begun, ended));
+    let (lanes, mut report) = run.end("slow")?;
+    report.servers = servers;
+    let [preparation, before, during, ..] = plan.recorder.take();
+    let seconds = |from: &Look, to: &Look| (to.at() - from.at()).as_secs_f64();
+    report.phases = vec![
+        preparation.phase("preparation", 0.0),
+        before.phase("before", seconds(prepared, begun)),
+        during.phase("with slow connections", seconds(begun, ended)),
+    ];
+    let p99 = |phase: Option<&Phase>| {
+        let all = phase.and_then(|phase| phase.routes.last());
+        all.map_or(0.0, |row| row.latency_ms.p99)
+    };
+    let (before, during) = (p99(report.phases.get(1)), p99(report.phases.get(2)));
+    report.findings.figure("others_p99_before_ms", before);
+    report.findings.figure("others_p99_during_ms", during);
+    let endings: Vec<Ending> = lanes.into_iter().flatten().collect();
+    for part in Part::ALL {
+        tell(&mut report.findings, part, &endings);
+    }
+    report.publish(plan.options.common.json.as_deref())?;
+    Ok(report.phases.iter().skip(1).all(is_clean))
+}
+
+/// What became of the slow connections of one part.
+fn tell(findings: &mut Findings, part: Part, endings: &[Ending]) {
+    let name = part.name();
+    let mut closed_after = histogram();
+    let (mut opened, mut failed, mut open) = (0, 0, 0);
+    for ending in endings.iter().filter(|ending| ending.part == part) {
+        match ending.closed_after {
+            _ if !ending.is_opened => failed += 1,
+            Some(after) => {
+                opened += 1;
+                closed_after.saturating_record(micros(after));
+            }
+            None => {
+                opened += 1;
+                open += 1;
+            }
+        }
+    }
+    findings.count(format!("slow_{name}_opened"), opened);
+    findings.count(format!("slow_{name}_not_opened"), failed);
+    findings.count(format!("slow_{name}_closed"), closed_after.len());
+    findings.count(format!("slow_{name}_open_at_end"), open);
+    if !closed_after.is_empty() {
+        let name = format!("slow_{name}_closed_after");
+        findings.percentiles(&name, "ms", &Percentiles::of(&closed_after));
+    }
+}
+
+/// One lane: its share of the agents, and later of the slow connections beside them.
+async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<Vec<Ending>> {
+    let (options, stage) = (&plan.options, &plan.stage);
+    let shared = plan.recorder.shared.clone();
+    let dialer = Arc::new(stage.dialer(&shared)?);
+    let mut agents = Vec::new();
+    for index in stage.share(lane, options.hosts) {
+        let host = Host::new(options.common.seed, index);
+        agents.push(Arc::new(stage.agent(
+            host,
+            &dialer,
+            plan.recorder.clone(),
+        )?));
+    }
+    crowd::prepare_all(&agents, options.preparing, &shared).await?;
+    let Some(begin) = crowd::begin_of(&shared, 1).await else {
+        return Ok(Vec::new());
+    };
+    let hosts = agents.len();
+    let members: Vec<_> = agents.into_iter().map(Member::of).collect();
+    let habits = Habits {
+        intervals: stage.settings.intervals,
+        pace: Pace::Agent,
+        line_spacing: None,
+        odd_per_mille: 0,
+    };
+    let mut population = Population::new(members, habits, shared.clone());
+    let interval = Duration::from_secs(options.interval);
+    for member in 0..hosts {
+        let part = as_f64(as_u64(member)) / as_f64(as_u64(hosts));
+        population.begin_at(
+            member,
+            &[Thread::Config, Thread::Read],
+            begin + interval.mul_f64(part),
+        );
+    }
+    let slow = tokio::spawn(dribble(plan.clone(), lane, dialer));
+    population.live().await;
+    slow.await?
+}
+
+/// Opens this lane's slow connections once the phase before them is over, and lets each drip until the end.
+async fn dribble(plan: Arc<Plan>, lane: usize, dialer: Arc<Dialer>) -> anyhow::Result<Vec<Ending>> {
+    let (options, stage) = (&plan.options, &plan.stage);
+    let shared = &plan.recorder.shared;
+    let Some(begin) = crowd::begin_of(shared, 2).await else {
+        return Ok(Vec::new());
+    };
+    let end = begin + Duration::from_secs(options.seconds);
+    let path = stage
+        .settings
+        .paths
+        .of(fleet_protocol::agent::Route::Log)
+        .to_owned();
+    let mut tasks = Vec::new();
+    for number in stage.share(lane, options.connections) {
+        let part = Part::of(number);
+        let target = stage.target(number)?.clone();
+        let (dialer, path) = (dialer.clone(), format!("{}{path}", target.prefix));
+        tasks.push(tokio::spawn(async move {
+            drip::run(part, &dialer, &target, &path, end).await
+        }));
+    }
+    let mut endings = Vec::new();
+    for task in tasks {
+        endings.push(task.await?);
+    }
+    Ok(endings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endings_are_told_apart() {
+        let ending = |number: u32, closed_after: Option<u64>| Ending {
+            part: Part::of(number),
+            is_opened: true,
+            closed_after: closed_after.map(Duration::from_secs),
+        };
+        let endings = [
+            ending(0, Some(10)),
+            ending(1, Some(5)),
+            ending(3, None),
+            Ending {
+                is_opened: false,
+                ..ending(6, None)
+            },
+        ];
+        let mut findings = Findings::default();
+        tell(&mut findings, Part::of(0), &endings);
+        let json = serde_json::to_value(&findings).unwrap();
+        let name = |what: &str| json[format!("slow_handshake_{what}")].clone();
+        assert_eq!(name("opened"), 2);
+        assert_eq!(name("closed"), 1);
+        assert_eq!(name("open_at_end"), 1);
+        assert_eq!(name("not_opened"), 1);
+        let after = name("closed_after_p50_ms").as_f64().unwrap();
+        assert!((after - 10_000.0).abs() < 50.0, "{after}");
+    }
+}
