@@ -83,6 +83,7 @@ pub struct Host {
     seed: u64,
     platform: Platform,
     release: Release,
+    installation: u32,
 }
 
 impl Host {
@@ -105,6 +106,15 @@ impl Host {
             seed,
             platform,
             release,
+            installation: 0,
+        }
+    }
+
+    /// The same machine after osquery was installed anew for the `installation`-th time: its database is empty.
+    pub fn with_installation(self, installation: u32) -> Self {
+        Self {
+            installation,
+            ..self
         }
     }
 
@@ -135,7 +145,9 @@ impl Host {
 
     /// `osquery_info.instance_id`.
     pub fn instance_id(&self) -> String {
-        self.identifier(2).to_lowercase()
+        // Kept in the agent's database, so it does not survive that.
+        self.identifier(2 ^ (u64::from(self.installation) << 16))
+            .to_lowercase()
     }
 
     /// Full host name.
@@ -286,6 +298,15 @@ mod tests {
         assert_eq!(Host::new(7, 3), Host::new(7, 3));
         assert_ne!(Host::new(7, 3).uuid(), Host::new(8, 3).uuid());
         assert_eq!(Host::new(7, 3).uuid().len(), 36);
+    }
+
+    #[test]
+    fn a_new_installation_is_another_instance_of_the_same_machine() {
+        let host = Host::new(7, 3);
+        let again = host.with_installation(1);
+        assert_eq!(host.uuid(), again.uuid());
+        assert_ne!(host.instance_id(), again.instance_id());
+        assert_eq!(host.instance_id().len(), 36);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod acknowledged;
 mod backlog;
 mod calibrate;
+mod churn;
 mod crowd;
 mod effort;
 mod exchange;
@@ -42,6 +43,7 @@ pub fn run() -> ExitCode {
         Scenario::Storm(options) => storm::run(&options),
         Scenario::Held(options) => held::run(&options),
         Scenario::Backlog(options) => backlog::run(&options),
+        Scenario::Churn(options) => churn::run(&options),
         Scenario::Slow(options) => slow::run(&options),
         Scenario::Calibrate(options) => calibrate::run(&options),
         Scenario::Worker(options) => worker::run(&options),

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fleet_protocol::secret::Secret;
 
 use super::backlog::Backlog;
+use super::churn::Churn;
 use super::held::Held;
 use super::idle::Idle;
 use super::lane::raise_descriptor_limit;
@@ -43,6 +44,8 @@ pub(super) enum Scenario {
     Held(Held),
     /// Every host comes back with a backlog of log lines.
     Backlog(Backlog),
+    /// Hosts that appear, live for a while, vanish and are installed again.
+    Churn(Churn),
     /// Connections that send a byte a second, beside agents that do not.
     Slow(Slow),
     /// Starts a server, measures what `fleet-supervisor plan` counts with, and writes the figures to a file.
