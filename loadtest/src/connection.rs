@@ -60,7 +60,9 @@ impl Connection {
 
     /// Sends a request and reads the whole answer.
     pub async fn exchange(&mut self, request: &Request, host: &str) -> Result<Response, Failure> {
-        let mut bytes = request.head(host).into_bytes();
+        let head = request.head(host);
+        let mut bytes = Vec::with_capacity(head.len() + request.body.len());
+        bytes.extend_from_slice(head.as_bytes());
         bytes.extend_from_slice(&request.body);
         self.send(&bytes).await?;
         self.receive().await

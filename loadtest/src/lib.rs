@@ -29,6 +29,7 @@ pub mod delivery;
 pub mod hello_probe;
 pub mod host;
 pub mod http;
+mod key_share;
 pub mod lines;
 pub mod listener;
 pub mod osquery_server;

@@ -11,11 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Context as _;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_name};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use crate::key_share::OneKeyShare;
 
 /// What the server's certificate is checked against.
 #[derive(Clone, Debug)]
@@ -39,9 +41,28 @@ pub enum Versions {
     Only12,
 }
 
+/// Where the key share of a handshake comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyShares {
+    /// A new key for each handshake, as osquery.
+    #[default]
+    Fresh,
+    /// The same in each: saves the generator's CPU, costs the server as much.
+    One,
+}
+
 /// The one client configuration of a process or thread.
 pub fn client_config(trust: &Trust, versions: Versions) -> anyhow::Result<Arc<ClientConfig>> {
-    let provider = Arc::new(provider());
+    client_config_with(trust, versions, KeyShares::Fresh)
+}
+
+/// The same with a choice of key shares.
+pub fn client_config_with(
+    trust: &Trust,
+    versions: Versions,
+    key_shares: KeyShares,
+) -> anyhow::Result<Arc<ClientConfig>> {
+    let provider = Arc::new(provider(key_shares));
     let protocol_versions: &[_] = match versions {
         Versions::Both => &[&rustls::version::TLS13, &rustls::version::TLS12],
         Versions::Only12 => &[&rustls::version::TLS12],
@@ -77,8 +98,12 @@ pub fn client_config(trust: &Trust, versions: Versions) -> anyhow::Result<Arc<Cl
 }
 
 /// Suites and groups in the order of osquery's OpenSSL before 3.5.
-fn provider() -> CryptoProvider {
+fn provider(key_shares: KeyShares) -> CryptoProvider {
     use aws_lc_rs::cipher_suite as suite;
+    let x25519: &'static dyn SupportedKxGroup = match key_shares {
+        KeyShares::Fresh => aws_lc_rs::kx_group::X25519,
+        KeyShares::One => &OneKeyShare,
+    };
     CryptoProvider {
         cipher_suites: vec![
             suite::TLS13_AES_256_GCM_SHA384,
@@ -90,7 +115,7 @@ fn provider() -> CryptoProvider {
             suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
         ],
         kx_groups: vec![
-            aws_lc_rs::kx_group::X25519,
+            x25519,
             aws_lc_rs::kx_group::SECP256R1,
             aws_lc_rs::kx_group::SECP384R1,
         ],

@@ -18,7 +18,7 @@ use super::storm::Storm;
 use crate::agent::{Paths, Settings};
 use crate::client::Dialer;
 use crate::target::{Sources, Target};
-use crate::tls::{Trust, Versions, client_config};
+use crate::tls::{KeyShares, Trust, Versions, client_config_with};
 
 /// Simulated osquery agents: load scenarios and their report.
 #[derive(Debug, Parser)]
@@ -74,6 +74,9 @@ pub(super) struct Common {
     /// Check neither certificate nor signature.
     #[arg(long)]
     pub(super) insecure: bool,
+    /// Send the same X25519 key share in every handshake: saves this program CPU, costs the server as much.
+    #[arg(long)]
+    pub(super) one_key_share: bool,
     /// TLS versions to offer.
     #[arg(long, value_enum, default_value = "both")]
     pub(super) tls: Versions,
@@ -211,10 +214,13 @@ impl Common {
             Some(path) => Trust::CaFile(path.clone()),
             None => anyhow::bail!("give --ca FILE, or --insecure to check nothing"),
         };
-        Ok(Dialer::new(
-            client_config(&trust, self.tls)?,
-            sources.clone(),
-        ))
+        let key_shares = if self.one_key_share {
+            KeyShares::One
+        } else {
+            KeyShares::Fresh
+        };
+        let tls = client_config_with(&trust, self.tls, key_shares)?;
+        Ok(Dialer::new(tls, sources.clone()))
     }
 
     /// The agents' flags.
