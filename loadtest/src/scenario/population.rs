@@ -249,7 +249,7 @@ async fn turn(member: &Member, habits: &Habits, shared: &Shared, due: Due) -> Ve
             vec![
                 after(Thread::Config, due.at.max(now) + habits.intervals.config),
                 after(Thread::Read, now),
-                after(Thread::Log, log_at(member, habits, now)),
+                after(Thread::Log, next_log_at(member, habits, now).await),
             ]
         }
         Thread::Config => {
@@ -268,14 +268,7 @@ async fn turn(member: &Member, habits: &Habits, shared: &Shared, due: Due) -> Ve
         }
         Thread::Log => {
             log_turn(member, habits, shared, due.at).await;
-            let has_rest = member.agent.buffered_lines(LogType::Result).await > 0
-                || member.agent.buffered_lines(LogType::Status).await > 0;
-            let now = Instant::now();
-            let at = if has_rest {
-                due.at.max(now) + habits.intervals.log
-            } else {
-                log_at(member, habits, now.max(due.at))
-            };
+            let at = next_log_at(member, habits, due.at.max(Instant::now())).await;
             vec![after(Thread::Log, at)]
         }
     }
@@ -286,6 +279,17 @@ fn next_at(pace: Pace, intended_at: Instant, is_well: bool, wait: Duration) -> I
     match pace {
         Pace::Grid if is_well => intended_at + wait,
         Pace::Grid | Pace::Agent => Instant::now() + wait,
+    }
+}
+
+/// The logger thread's next turn: a period from `now` when lines wait, else at its tick after the next line.
+async fn next_log_at(member: &Member, habits: &Habits, now: Instant) -> Instant {
+    let has_rest = member.agent.buffered_lines(LogType::Result).await > 0
+        || member.agent.buffered_lines(LogType::Status).await > 0;
+    if has_rest {
+        now + habits.intervals.log
+    } else {
+        log_at(member, habits, now)
     }
 }
 
