@@ -15,8 +15,11 @@ use fleet_protocol::config::Config;
 use fleet_protocol::frame::{self, Decoder};
 use fleet_protocol::ids::{Generation, SlotIndex};
 use fleet_protocol::secret::Secret;
-use fleet_protocol::slot::{CHANNEL_FD, FromChild, Listener, StartWorker, TlsIdentity, ToChild};
+use fleet_protocol::slot::{
+    CHANNEL_FD, FromChild, Listener, StartTls, StartWorker, TlsIdentity, ToChild,
+};
 use fleet_protocol::stats::WorkerStats;
+use fleet_protocol::tickets::{TICKET_KEY_BYTES, TICKET_NAME_BYTES, TicketKey, TicketKeys};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -73,9 +76,14 @@ impl Process {
                 fd: LISTENER_FD,
                 balancers: None,
             }],
-            tls: Some(TlsIdentity {
-                cert_chain_pem: identity.cert.pem(),
-                key_pem: Secret::new(identity.signing_key.serialize_pem()),
+            tls: Some(StartTls {
+                identities: vec![TlsIdentity {
+                    cert_chain_pem: identity.cert.pem(),
+                    key_pem: Secret::new(identity.signing_key.serialize_pem()),
+                    names: vec!["localhost".to_owned()],
+                }],
+                client_trust: None,
+                tickets: ticket_keys(),
             }),
             link_path,
             tunnel_path: dir.path().join("no-tunnel.sock"),
@@ -195,6 +203,16 @@ fn spawn(
     command
         .spawn()
         .with_context(|| format!("start {}", command.get_program().display()))
+}
+
+/// Agents ask for no ticket, so these seal nothing.
+fn ticket_keys() -> TicketKeys {
+    let key = |number| TicketKey::new([number; TICKET_NAME_BYTES], [number; TICKET_KEY_BYTES]);
+    TicketKeys {
+        previous: key(1),
+        current: key(2),
+        next: key(3),
+    }
 }
 
 /// Keeps the latest report.
