@@ -4,6 +4,8 @@
 //! buffer only after a success; `node_invalid` erases whatever key is there, even one younger than the request.
 //! The retry loops around these actions are in [`crate::rounds`].
 
+use std::hash::{DefaultHasher, Hasher as _};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -123,7 +125,8 @@ impl Settings {
 pub struct Exchange {
     /// Which endpoint.
     pub route: Route,
-    /// The agent's conclusion. For enroll and carve begin the object is empty on success.
+    /// The agent's conclusion. On success the object is empty for enroll, carve begin, and a config that is the last
+    /// one byte for byte, which an agent does not look into either.
     pub verdict: Verdict,
     /// Status of the last answer, 0 if there was none. The agent does not look at it.
     pub status: u16,
@@ -185,6 +188,8 @@ pub struct Agent {
     pub(crate) observer: Arc<dyn Observer>,
     host: Host,
     key: Mutex<String>,
+    /// Hash of the last config that was good; 0 before.
+    config_hash: AtomicU64,
     enrolling: tokio::sync::Mutex<()>,
     pub(crate) main: tokio::sync::Mutex<Client>,
     pub(crate) config: tokio::sync::Mutex<Client>,
@@ -207,6 +212,7 @@ impl Agent {
             observer: Arc::new(NoObserver),
             host,
             key: Mutex::default(),
+            config_hash: AtomicU64::new(0),
             enrolling: tokio::sync::Mutex::default(),
             main: tokio::sync::Mutex::default(),
             config: tokio::sync::Mutex::default(),
@@ -400,14 +406,28 @@ impl Agent {
                 verdict::judge_carve_begin(&response.body).map(|_| verdict::Object::new())
             }
             Route::CarveBlock => verdict::judge_carve_block(&response.body),
-            Route::Config | Route::Read | Route::Write | Route::Log => {
-                verdict::judge(&response.body)
-            }
+            Route::Config => self.judge_config(&response.body),
+            Route::Read | Route::Write | Route::Log => verdict::judge(&response.body),
         };
         if verdict == Err(Failure::NodeInvalid) && !self.settings.disable_reenrollment {
             self.lock_key().clear();
         }
         (verdict, response)
+    }
+
+    /// A config is parsed when it differs from the last good one.
+    fn judge_config(&self, body: &[u8]) -> Verdict {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(body);
+        let hash = hasher.finish().max(1);
+        if self.config_hash.load(Ordering::Relaxed) == hash {
+            return Ok(verdict::Object::new());
+        }
+        let verdict = verdict::judge(body);
+        if verdict.is_ok() {
+            self.config_hash.store(hash, Ordering::Relaxed);
+        }
+        verdict
     }
 
     /// The key, and when the request that needs it is due. Without a key an enrolment series comes first, and the

@@ -202,6 +202,26 @@ async fn the_status_is_ignored_and_an_empty_body_is_success() {
 }
 
 #[tokio::test]
+async fn a_config_is_looked_into_when_it_differs() {
+    let bench = Bench::start(in_turn(vec![
+        Reply::ok(r#"{"options":{"a":1}}"#),
+        Reply::ok(r#"{"options":{"a":1}}"#),
+        Reply::ok(r#"{"error":"busy"}"#),
+        Reply::ok(r#"{"error":"busy"}"#),
+        Reply::ok(r#"{"options":{"a":2}}"#),
+    ]))
+    .await;
+    let agent = bench.enrolled();
+    assert_eq!(agent.config().await.verdict.unwrap()["options"]["a"], 1);
+    assert!(agent.config().await.verdict.unwrap().is_empty());
+    for _ in 0..2 {
+        let busy = agent.config().await;
+        assert_eq!(busy.failure(), Some(&Failure::Error("busy".into())));
+    }
+    assert_eq!(agent.config().await.verdict.unwrap()["options"]["a"], 2);
+}
+
+#[tokio::test]
 async fn a_broken_connection_is_resent_once() {
     let bench = Bench::start(in_turn(vec![
         Reply::Torn(Vec::new()),

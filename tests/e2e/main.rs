@@ -7,6 +7,7 @@ mod cli;
 mod contract;
 mod crash;
 mod first_start;
+mod loadtest;
 mod namespaces;
 mod operator;
 mod outage;
