@@ -140,7 +140,7 @@ pub(super) struct Exchange {
     /// What to send.
     #[arg(long, value_enum, default_value = "read")]
     pub(super) route: ExchangeRoute,
-    /// Another server to measure in the same run, such as nginx with a static answer (see peer-nginx.sh).
+    /// Another server to measure in the same run, such as nginx with a static answer (see peers/nginx.sh).
     #[arg(long)]
     pub(super) compare: Option<String>,
     /// What the report calls it.

@@ -1,29 +1,37 @@
 #!/bin/sh
-# Starts nginx as a peer to measure beside: TLS 1.3, no tickets, no keep-alive, a static `{}` to every POST
-# (a static node key to an enrolment).
+# nginx as a peer to measure beside: no tickets, no session cache, a static `{}` to every POST (a static node key to an
+# enrolment), on 127.0.0.1.
 #
-# usage: peer-nginx.sh PORT CERT KEY [WORKERS [KEEPALIVE_SECONDS]]
+# usage: nginx.sh PORT CERT KEY [WORKERS [KEEPALIVE_SECONDS [TLS]]]
 #
-# Prints the directory it works in and the pid of the master process; end it with `kill PID` and remove the directory.
-# WORKERS is a number or `auto` (default 1). KEEPALIVE_SECONDS other than 0 lets idle connections stay, for `idle`.
+# WORKERS (1) is a number or `auto`. KEEPALIVE_SECONDS (0: every answer closes) lets connections stay, for any number of
+# requests. TLS is `both`, `1.2` or `1.3`. Prints its directory and pid, and becomes nginx: end it with `kill PID`, then
+# remove the directory.
 set -eu
 
-[ $# -ge 3 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 64; }
+[ $# -ge 3 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 64; }
 port=$1
 cert=$(readlink -f "$2")
 key=$(readlink -f "$3")
 workers=${4:-1}
 keepalive=${5:-0}
+case ${6:-both} in
+    both) protocols="TLSv1.2 TLSv1.3" ;;
+    1.2) protocols="TLSv1.2" ;;
+    1.3) protocols="TLSv1.3" ;;
+    *) echo "nginx.sh: TLS is both, 1.2 or 1.3" >&2; exit 64 ;;
+esac
 dir=$(mktemp -d "${TMPDIR:-/tmp}/peer-nginx.XXXXXX")
 chmod 755 "$dir"
 
 cat >"$dir/nginx.conf" <<CONF
+daemon off;
 worker_processes $workers;
 pid $dir/nginx.pid;
 error_log $dir/error.log warn;
 worker_rlimit_nofile $(ulimit -n);
 events {
-    worker_connections 15000;
+    worker_connections 19000;
 }
 http {
     access_log off;
@@ -35,12 +43,14 @@ http {
     scgi_temp_path $dir/scgi;
     client_max_body_size 16m;
     keepalive_timeout ${keepalive}s;
+    keepalive_requests 1000000000;
+    keepalive_time 24h;
     tcp_nodelay on;
     server {
-        listen $port ssl reuseport backlog=4096;
+        listen 127.0.0.1:$port ssl reuseport backlog=4096;
         ssl_certificate $cert;
         ssl_certificate_key $key;
-        ssl_protocols TLSv1.3;
+        ssl_protocols $protocols;
         ssl_ecdh_curve X25519:prime256v1;
         ssl_session_cache off;
         ssl_session_tickets off;
@@ -56,11 +66,5 @@ http {
 }
 CONF
 
-nginx -p "$dir" -c "$dir/nginx.conf"
-tries=0
-until [ -s "$dir/nginx.pid" ]; do
-    tries=$((tries + 1))
-    [ "$tries" -lt 100 ] || { cat "$dir/error.log" >&2; exit 70; }
-    sleep 0.05
-done
-echo "dir=$dir pid=$(cat "$dir/nginx.pid")"
+echo "dir=$dir pid=$$"
+exec nginx -p "$dir" -e "$dir/error.log" -c "$dir/nginx.conf"
