@@ -155,6 +155,48 @@ async fn exchange_alternates_between_two_servers() {
 }
 
 #[tokio::test]
+async fn reports_are_files_that_others_can_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = start(dir.path(), accept_all).await;
+    let (json, html) = (dir.path().join("r.json"), dir.path().join("r.html"));
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_fleet-loadtest"))
+        .args(["exchange", "--connections=2", "--seconds=1", "--round=1"])
+        .args(["--insecure", "--enroll-secret=s3cr3t"])
+        .arg(format!("--server=https://{}", listener.address()))
+        .arg(format!("--server-pids={}", std::process::id()))
+        .arg(format!("--json={}", json.display()))
+        .arg(format!("--html={}", html.display()))
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let curve = report["rounds"][0]["curve"].as_array().unwrap();
+    assert_eq!(curve.last().unwrap()[0], 100.0, "{report}");
+
+    let page = std::fs::read_to_string(&html).unwrap();
+    assert!(!page.contains("s3cr3t"));
+    let options = roxmltree::ParsingOptions {
+        allow_dtd: true,
+        ..Default::default()
+    };
+    let page = roxmltree::Document::parse_with_options(&page, options).unwrap();
+    let drawings: Vec<&str> = page
+        .descendants()
+        .filter(|node| node.has_tag_name("svg"))
+        .filter_map(|node| node.attribute("aria-label"))
+        .collect();
+    assert!(
+        drawings.contains(&"Percentiles of all rounds"),
+        "{drawings:?}"
+    );
+    assert!(
+        drawings.contains(&"CPU an exchange, by server"),
+        "{drawings:?}"
+    );
+}
+
+#[tokio::test]
 async fn idle_holds_what_the_server_lets_it_hold() {
     let dir = tempfile::tempdir().unwrap();
     let listener = start(dir.path(), hold_open).await;

@@ -354,14 +354,7 @@ fn publish(measured: &Measured, out: Option<&Path>) -> anyhow::Result<()> {
         return Ok(());
     };
     let text = serde_json::to_string_pretty(measured)? + "\n";
-    let folder = match out.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let failed = || format!("write {}", out.display());
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
-    std::io::Write::write_all(&mut file, text.as_bytes()).with_context(failed)?;
-    file.persist(out).with_context(failed)?;
+    super::publish::write(out, &text)?;
     println!("written to {}", out.display());
     Ok(())
 }

@@ -96,7 +96,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<bool> {
         }
     }
     let report = report(options, &sides, &tallies);
-    report.publish(common.json.as_deref())?;
+    report.publish_all(common)?;
     Ok(report.rounds.iter().all(|rounds| rounds.failed == 0))
 }
 
@@ -303,6 +303,7 @@ fn report(options: &Options, sides: &[Side], tallies: &Tallies) -> Report {
         let cpu = side.rounds.iter().filter(|_| !side.watch.is_empty());
         rounds.push(Rounds {
             name: side.name.clone(),
+            exchanges: row.exchanges,
             exchanges_per_s: side
                 .rounds
                 .iter()
@@ -316,6 +317,7 @@ fn report(options: &Options, sides: &[Side], tallies: &Tallies) -> Report {
                 .collect(),
             failed: row.failed,
             latency_ms: row.service_ms,
+            curve: row.curve,
         });
         if !side.watch.is_empty() {
             servers.push(sum_of_rounds(side, total, seconds));

@@ -1,5 +1,6 @@
 //! The head of a report: where, when and how it was measured.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use serde::Serialize;
@@ -21,8 +22,10 @@ pub(super) struct Machine {
     pub(super) date: String,
     /// The command line, without secrets.
     pub(super) command: String,
-    /// This program and its TLS.
+    /// This program, its TLS and what built it.
     pub(super) generator: String,
+    /// Programs that were measured, with their own words about their version.
+    pub(super) versions: BTreeMap<String, String>,
 }
 
 impl Machine {
@@ -47,9 +50,12 @@ impl Machine {
             date: calendar_time(crate::unix_now()),
             command: command(std::env::args()),
             generator: format!(
-                "fleet-loadtest {}, rustls with aws-lc-rs",
-                env!("CARGO_PKG_VERSION")
+                "fleet-loadtest {}, rustls with aws-lc-rs, built by {} ({})",
+                env!("CARGO_PKG_VERSION"),
+                env!("FLEET_LOADTEST_RUSTC"),
+                env!("FLEET_LOADTEST_PROFILE")
             ),
+            versions: BTreeMap::new(),
         }
     }
 }

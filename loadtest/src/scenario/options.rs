@@ -109,6 +109,9 @@ pub(super) struct Common {
     /// Print the report as JSON, or write it to FILE beside the tables.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub(super) json: Option<PathBuf>,
+    /// Write the report as one page with plots, which needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
 }
 
 /// What `exchange` sends.

@@ -40,6 +40,18 @@ pub(super) struct Report {
 pub(super) struct Findings(serde_json::Map<String, serde_json::Value>);
 
 impl Findings {
+    /// Whether nothing was found out.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Names and values for people.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (String, String)> {
+        self.0
+            .iter()
+            .map(|(name, value)| (name.replace('_', " "), value.to_string()))
+    }
+
     /// A whole number.
     pub(super) fn count(&mut self, name: impl Into<String>, count: u64) {
         self.0.insert(name.into(), count.into());
@@ -135,6 +147,8 @@ impl Servers {
 pub(super) struct Rounds {
     /// Its name.
     pub(super) name: String,
+    /// Exchanges in all rounds.
+    pub(super) exchanges: u64,
     /// Exchanges a second, each round.
     pub(super) exchanges_per_s: Vec<f64>,
     /// CPU of all its processes for each exchange, each round; empty when no process is watched.
@@ -143,6 +157,8 @@ pub(super) struct Rounds {
     pub(super) failed: u64,
     /// From start to end.
     pub(super) latency_ms: Percentiles,
+    /// The same by percentile: `(0 to 100, milliseconds)`.
+    pub(super) curve: Vec<(f64, f64)>,
 }
 
 /// The connections of `idle`.
@@ -216,7 +232,7 @@ impl Report {
         if let Some(held) = &self.idle {
             parts.push(held_table(held));
         }
-        if !self.findings.0.is_empty() {
+        if !self.findings.is_empty() {
             parts.push(findings_table(self.scenario, &self.findings));
         }
         parts.extend(self.notes.iter().cloned());
@@ -375,8 +391,8 @@ fn held_table(held: &Held) -> String {
 
 fn findings_table(scenario: &str, findings: &Findings) -> String {
     let mut rows = table(&[scenario, ""]);
-    for (name, value) in &findings.0 {
-        rows.add_row(vec![name.replace('_', " "), value.to_string()]);
+    for (name, value) in findings.rows() {
+        rows.add_row(vec![name, value]);
     }
     rows.to_string()
 }

@@ -126,6 +126,7 @@ impl RouteTally {
             received_bytes: self.received_bytes,
             latency_ms: Percentiles::of(&self.latency_us),
             service_ms: Percentiles::of(&self.service_us),
+            curve: curve(&self.latency_us),
         }
     }
 }
@@ -223,6 +224,27 @@ pub(super) struct RouteRow {
     pub(super) latency_ms: Percentiles,
     /// From the start.
     pub(super) service_ms: Percentiles,
+    /// Latency by percentile: `(0 to 100, milliseconds)`, both ascending, denser toward 100; empty without exchanges.
+    pub(super) curve: Vec<(f64, f64)>,
+}
+
+/// Points of a curve between one halving of what is slower and the next.
+const CURVE_POINTS: u32 = 5;
+
+/// A histogram of microseconds by percentile.
+pub(super) fn curve(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
+    let mut points: Vec<(f64, f64)> = histogram
+        .iter_quantiles(CURVE_POINTS)
+        .map(|step| {
+            (
+                step.quantile_iterated_to() * 100.0,
+                as_f64(step.value_iterated_to().min(histogram.max())) / 1000.0,
+            )
+        })
+        .collect();
+    // The steps of values that fall together say the same.
+    points.dedup_by(|later, earlier| later.0 <= earlier.0);
+    points
 }
 
 /// Percentiles of a latency, milliseconds.
@@ -326,6 +348,24 @@ mod tests {
         assert!(row("all").latency_ms.max < 3.0);
         assert_eq!(row(READ_HELD).exchanges, 1);
         assert!(row(READ_HELD).service_ms.p50 > 9_000.0);
+    }
+
+    #[test]
+    fn curves_rise_to_the_largest_value() {
+        let mut values = histogram();
+        assert!(curve(&values).is_empty());
+        for ms in 1..=10_000 {
+            values.record(ms * 1000).unwrap();
+        }
+        let points = curve(&values);
+        assert!(points.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1));
+        assert!((20..200).contains(&points.len()), "{}", points.len());
+        let (last, largest) = points[points.len() - 1];
+        assert!((last - 100.0).abs() < 1e-9 && (largest - 10_000.0).abs() < 10.0);
+        for (percentile, ms) in points {
+            // A value of a uniform distribution stands at its share; the histogram keeps three digits.
+            assert!((ms - percentile * 100.0).abs() < 30.0, "{percentile}: {ms}");
+        }
     }
 
     #[test]

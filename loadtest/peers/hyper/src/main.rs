@@ -1,6 +1,6 @@
 //! `peer-hyper`: what an ordinary Rust server costs, to measure the gateway beside.
 //!
-//! hyper 1 on tokio-rustls with aws-lc-rs and mimalloc; one single-threaded runtime and one SO_REUSEPORT socket for each
+//! hyper 1 on tokio-rustls with aws-lc-rs and jemalloc; one single-threaded runtime and one SO_REUSEPORT socket for each
 //! worker. Every POST is read to its end and answered with a static object. It knows no hosts and keeps nothing.
 
 mod serve;
