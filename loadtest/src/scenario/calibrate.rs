@@ -16,7 +16,7 @@ use fleet_protocol::measured::{self, Figure, Measured};
 use fleet_protocol::secret::Secret;
 
 use super::lane::raise_descriptor_limit;
-use super::machine::Machine;
+use super::machine::{self, Machine};
 use super::options::Calibrate as Options;
 use super::progress::Progress;
 use crate::agent::{Agent, Settings};
@@ -84,7 +84,7 @@ fn heading(options: &Options) -> Measured {
                 .to_owned(),
         },
         server: String::new(),
-        command: command(std::env::args()),
+        command: command(machine::without_secrets(std::env::args())),
         notes: options.note.clone(),
         ..Measured::default()
     }

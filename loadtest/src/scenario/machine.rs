@@ -69,22 +69,48 @@ fn value<'a>(text: &'a str, key: &str) -> &'a str {
 }
 
 fn command(args: impl Iterator<Item = String>) -> String {
-    let mut words = Vec::new();
-    let mut is_secret = false;
-    for (index, word) in args.enumerate() {
-        let shown = if is_secret {
-            "***".to_owned()
-        } else if word.starts_with("--enroll-secret=") {
-            "--enroll-secret=***".to_owned()
-        } else if index == 0 {
-            word.rsplit('/').next().unwrap_or_default().to_owned()
-        } else {
-            word.clone()
-        };
-        is_secret = word == "--enroll-secret";
-        words.push(shown);
-    }
+    let words: Vec<String> = without_secrets(args)
+        .enumerate()
+        .map(|(index, word)| match word.rsplit_once('/') {
+            Some((_, program)) if index == 0 => program.to_owned(),
+            _ => word,
+        })
+        .collect();
     words.join(" ")
+}
+
+/// A command line in which the values of secret options are stars, those handed on to a server too.
+pub(super) fn without_secrets(args: impl Iterator<Item = String>) -> impl Iterator<Item = String> {
+    let mut is_secret = false;
+    args.map(move |word| {
+        let shown = match secret_name(&word) {
+            _ if is_secret => "***".to_owned(),
+            Some(name) if name.len() < word.len() => format!("{name}=***"),
+            _ => word.clone(),
+        };
+        is_secret = !is_secret && secret_name(&word).is_some_and(|name| name == word);
+        shown
+    })
+}
+
+/// The part of an option up to its secret value: `--a-secret` of `--a-secret=x`, `--flag=--b_password` of
+/// `--flag=--b_password=x`. `None` when it has none; the names of files are no secrets.
+fn secret_name(word: &str) -> Option<&str> {
+    let mut end = 0;
+    for part in word.split('=') {
+        end += part.len();
+        let name = part.to_ascii_lowercase();
+        let is_option = part.starts_with('-');
+        let is_path = ["file", "path"].iter().any(|tail| name.ends_with(tail));
+        let is_secret = ["secret", "password", "token"]
+            .iter()
+            .any(|tail| name.ends_with(tail));
+        if is_option && is_secret && !is_path {
+            return word.get(..end);
+        }
+        end += 1;
+    }
+    None
 }
 
 #[cfg(test)]
@@ -104,8 +130,20 @@ mod tests {
             command(args.into_iter().map(str::to_owned)),
             "fleet-loadtest steady --enroll-secret *** --json"
         );
-        let args = ["fleet-loadtest", "--enroll-secret=hunter2"];
-        assert!(!command(args.into_iter().map(str::to_owned)).contains("hunter2"));
+        let args = [
+            "fleet-loadtest",
+            "--enroll-secret=hun=ter2",
+            "--server-flag=--mysql_password=hunter2",
+            "--server-flag",
+            "--redis_password=hunter2",
+            "--enroll-secret-file=f",
+            "--seconds=3",
+        ];
+        assert_eq!(
+            command(args.into_iter().map(str::to_owned)),
+            "fleet-loadtest --enroll-secret=*** --server-flag=--mysql_password=*** \
+             --server-flag --redis_password=*** --enroll-secret-file=f --seconds=3"
+        );
     }
 
     #[test]
