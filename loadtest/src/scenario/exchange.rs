@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::lane::{self, Lane, Shared, TICK};
 use super::options::{Exchange as Options, ExchangeRoute};
 use super::procfs::{Sample, Watch};
-use super::progress::Progress;
+use super::progress::{LOOK, Progress};
 use super::report::{Report, Rounds, Servers};
 use super::tally::{Phase, RouteTally, ratio};
 use crate::agent::{Agent, Exchange, Settings};
@@ -258,16 +258,26 @@ fn measure(
             if lane::has_ended(lanes) {
                 return sides;
             }
-            let round = one_round(contest, index, &side.watch, options.round);
-            let rate = ratio(round.exchanges, round.seconds);
-            progress.show(|| format!("round {number} of {rounds}: {} {rate:.0}/s", side.name));
+            let at = (number - 1, rounds);
+            let show = |rate: f64| {
+                let name = &side.name;
+                progress.advance(at.0, at.1, || format!("{name}: {rate:.0}/s"));
+            };
+            let round = one_round(contest, index, &side.watch, options.round, show);
             side.rounds.push(round);
         }
     }
     sides
 }
 
-fn one_round(contest: &Contest, side: usize, watch: &Watch, seconds: u64) -> Round {
+/// A round of one side; `show` is told the rate now.
+fn one_round(
+    contest: &Contest,
+    side: usize,
+    watch: &Watch,
+    seconds: u64,
+    mut show: impl FnMut(f64),
+) -> Round {
     let count = || {
         contest
             .exchanges
@@ -278,7 +288,14 @@ fn one_round(contest: &Contest, side: usize, watch: &Watch, seconds: u64) -> Rou
     std::thread::sleep(WARM_UP);
     contest.is_measured.store(true, Ordering::Relaxed);
     let (begin, before, from) = (watch.sample(), count(), Instant::now());
-    std::thread::sleep(Duration::from_secs(seconds));
+    let until = from + Duration::from_secs(seconds);
+    let mut last = (from, before);
+    while Instant::now() < until {
+        std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
+        let now = (Instant::now(), count());
+        show(ratio(now.1 - last.1, (now.0 - last.0).as_secs_f64()));
+        last = now;
+    }
     let round = Round {
         exchanges: count() - before,
         seconds: from.elapsed().as_secs_f64(),
