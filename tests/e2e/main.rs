@@ -4,6 +4,7 @@ mod addresses;
 mod agents;
 mod claims;
 mod cli;
+mod compare;
 mod contract;
 mod crash;
 mod first_start;

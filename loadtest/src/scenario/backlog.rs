@@ -173,7 +173,7 @@ fn publish(
         "batches_that_waited_for_room",
         plan.waited.load(Ordering::Relaxed),
     );
-    report.publish(options.common.json.as_deref())?;
+    report.publish_all(&options.common)?;
     let is_clean = report.phases.iter().skip(1).all(is_clean);
     Ok(is_clean && acknowledged == wanted)
 }

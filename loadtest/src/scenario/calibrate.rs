@@ -3,8 +3,8 @@
 //! One server with the default ECDSA certificate and one with an RSA-2048 certificate. Everything is bounded: each step
 //! lasts `--seconds`, counts are options.
 
-mod server;
-mod steps;
+pub(super) mod server;
+pub(super) mod steps;
 mod wire;
 
 use std::path::Path;
@@ -26,7 +26,7 @@ use crate::lines::calendar_time;
 use crate::target::{Sources, Target};
 use crate::tls::{Trust, Versions, client_config};
 
-use server::{Identity, Server};
+use server::{Identity, Program, Server};
 use steps::{Act, Cost, Crowd};
 
 /// Hosts that enroll one after the other, so that each is alone in its batches.
@@ -100,7 +100,7 @@ impl Run<'_> {
     async fn measure(&mut self) -> anyhow::Result<()> {
         self.measured.server = server::version(&self.options.server_binary)?;
         self.say("starting a server with an ECDSA certificate");
-        let mut server = Server::start(self.options, Identity::Default).await?;
+        let mut server = Server::start(self.program(), Identity::Default).await?;
         let crowd = Crowd::new(&server, self.options)?;
         self.alone(&server, &crowd).await?;
         let agents = self.enroll(&server, &crowd).await?;
@@ -244,7 +244,7 @@ impl Run<'_> {
 
     async fn rsa(&mut self) -> anyhow::Result<()> {
         self.say("starting a server with an RSA-2048 certificate");
-        let mut server = Server::start(self.options, Identity::Rsa2048).await?;
+        let mut server = Server::start(self.program(), Identity::Rsa2048).await?;
         let crowd = Crowd::new(&server, self.options)?;
         // Not the indices of before: with a database that both servers use, those hosts exist.
         let first = self.options.hosts + ALONE_HOSTS + WIRE_HOSTS;
@@ -271,6 +271,13 @@ impl Run<'_> {
     fn set_all(&mut self, figure: Figure, rounds: &[Cost], part: impl Fn(&Cost) -> f64) {
         let values: Vec<f64> = rounds.iter().map(part).collect();
         self.measured.set(figure, &values);
+    }
+
+    fn program(&self) -> Program<'_> {
+        Program {
+            server_binary: &self.options.server_binary,
+            server_flag: &self.options.server_flag,
+        }
     }
 
     fn say(&mut self, text: &str) {

@@ -159,7 +159,7 @@ fn publish(plan: &Plan, run: Run<()>, begun: &Look, ended: &Look) -> anyhow::Res
         "hosts_reinstalled_and_served",
         count(&counts.reinstalled_served),
     );
-    report.publish(plan.options.common.json.as_deref())?;
+    report.publish_all(&plan.options.common)?;
     let are_served = count(&counts.reinstalled) == count(&counts.reinstalled_served);
     let never = count(&counts.never_enrolled);
     Ok(are_served && never == 0 && report.phases.iter().all(is_clean))

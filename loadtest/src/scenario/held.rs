@@ -147,7 +147,7 @@ fn publish(
         "server_anonymous_bytes_per_held_read",
         each(ended.anonymous_bytes(), before.anonymous_bytes()),
     );
-    report.publish(plan.options.common.json.as_deref())?;
+    report.publish_all(&plan.options.common)?;
     Ok(reads_held > 0 && report.phases.iter().skip(1).all(is_clean))
 }
 

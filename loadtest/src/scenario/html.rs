@@ -9,8 +9,11 @@ mod plot;
 mod servers;
 mod timeline;
 
+pub(super) use bars::Bar;
+pub(super) use latency::{Curve, figure as curves};
 pub(super) use number::{bytes, count, number};
-use page::{Page, Tile};
+pub(super) use page::{Page, Tile};
+pub(super) use servers::{of_bars as bars, spread_bar};
 
 use super::report::Report;
 use super::tally::RouteRow;

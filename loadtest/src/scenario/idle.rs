@@ -230,7 +230,7 @@ fn publish(
         generator_bytes_per_connection: grown(begin.own_bytes, end.own_bytes),
     });
     findings(&mut report, plan, begin, end, opening_s);
-    report.publish(options.common.json.as_deref())?;
+    report.publish_all(&options.common)?;
     Ok(open_at_end == wanted && report.phases.iter().all(is_clean))
 }
 

@@ -4,6 +4,7 @@ mod acknowledged;
 mod backlog;
 mod calibrate;
 mod churn;
+mod compare;
 mod crowd;
 mod effort;
 mod exchange;
@@ -50,6 +51,7 @@ pub fn run() -> ExitCode {
         Scenario::Slow(options) => slow::run(&options),
         Scenario::Calibrate(options) => calibrate::run(&options),
         Scenario::Worker(options) => worker::run(&options),
+        Scenario::Compare(options) => compare::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

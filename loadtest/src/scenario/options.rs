@@ -52,6 +52,9 @@ pub(super) enum Scenario {
     Calibrate(Calibrate),
     /// One worker process alone: CPU or instructions for an exchange and for a request, and memory for a known host.
     Worker(super::worker::Options),
+    /// Starts a gateway and its peers (nginx, HAProxy, node, hyper), measures them in alternated rounds with one client
+    /// and prints ratios.
+    Compare(super::compare::Options),
 }
 
 /// Options of every scenario.

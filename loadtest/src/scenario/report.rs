@@ -398,7 +398,7 @@ fn findings_table(scenario: &str, findings: &Findings) -> String {
 }
 
 /// Median, smallest and largest.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct Spread {
     /// Middle.
     pub(super) median: f64,

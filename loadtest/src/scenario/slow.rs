@@ -122,7 +122,7 @@ fn publish(
     for part in Part::ALL {
         tell(&mut report.findings, part, &endings);
     }
-    report.publish(plan.options.common.json.as_deref())?;
+    report.publish_all(&plan.options.common)?;
     Ok(report.phases.iter().skip(1).all(is_clean))
 }
 

@@ -135,7 +135,7 @@ fn publish(
     let steady_s = (ended.at() - begun.at()).as_secs_f64();
     report.phases = phases(&plan.recorder.take(), enrolled_s, steady_s);
     report.servers = servers;
-    report.publish(options.common.json.as_deref())?;
+    report.publish_all(&options.common)?;
     Ok(report
         .phases
         .iter()

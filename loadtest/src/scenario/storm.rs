@@ -157,7 +157,7 @@ fn publish(
     if let Some(seconds) = steady_s {
         report.findings.figure("steady_again_s", seconds);
     }
-    report.publish(plan.options.common.json.as_deref())?;
+    report.publish_all(&plan.options.common)?;
     Ok(is_proper && steady_s.is_some())
 }
 

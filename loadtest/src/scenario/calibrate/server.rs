@@ -12,7 +12,6 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 
-use super::super::options::Calibrate as Options;
 use super::super::procfs::{Sample, Watch};
 use super::super::tally::as_f64;
 use crate::client::DEADLINE;
@@ -31,11 +30,20 @@ const LOG_TAIL_BYTES: usize = 2000;
 
 /// Which certificate it shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Identity {
+pub(in super::super) enum Identity {
     /// ECDSA P-256, which it makes itself.
     Default,
     /// RSA with 2048 bits, self-signed.
     Rsa2048,
+}
+
+/// What is started.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Program<'a> {
+    /// `fleet-supervisor`.
+    pub(in super::super) server_binary: &'a Path,
+    /// Flags of `start` besides those that every server here gets.
+    pub(in super::super) server_flag: &'a [String],
 }
 
 /// Resident memory by role; of several workers the mean.
@@ -47,7 +55,7 @@ pub(super) struct Memory {
 }
 
 /// A running server; ends with its owner.
-pub(super) struct Server {
+pub(in super::super) struct Server {
     child: Child,
     dir: TempDir,
     identity: Identity,
@@ -56,7 +64,7 @@ pub(super) struct Server {
 }
 
 /// What `PROGRAM version` prints.
-pub(super) fn version(binary: &Path) -> anyhow::Result<String> {
+pub(in super::super) fn version(binary: &Path) -> anyhow::Result<String> {
     let output = Command::new(binary)
         .arg("version")
         .stdin(Stdio::null())
@@ -71,7 +79,10 @@ pub(super) fn version(binary: &Path) -> anyhow::Result<String> {
 
 impl Server {
     /// Starts one with a single worker, and waits until it serves.
-    pub(super) async fn start(options: &Options, identity: Identity) -> anyhow::Result<Self> {
+    pub(in super::super) async fn start(
+        options: Program<'_>,
+        identity: Identity,
+    ) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir().context("make a temporary directory")?;
         if identity == Identity::Rsa2048 {
             make_rsa_identity(dir.path())?;
@@ -79,11 +90,15 @@ impl Server {
         Self::start_in(dir, options, identity).await
     }
 
-    async fn start_in(dir: TempDir, options: &Options, identity: Identity) -> anyhow::Result<Self> {
+    async fn start_in(
+        dir: TempDir,
+        options: Program<'_>,
+        identity: Identity,
+    ) -> anyhow::Result<Self> {
         let state = dir.path().join("state");
         let addresses = state.join("run/addresses");
         let log = File::create(dir.path().join("log.txt")).context("make a log file")?;
-        let mut command = Command::new(&options.server_binary);
+        let mut command = Command::new(options.server_binary);
         // Options of the environment would make it another server than the one that the command tells of.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("FLEET_") {
@@ -95,7 +110,7 @@ impl Server {
             .arg(format!("--state_dir={}", state.display()))
             .args(["--server_address=127.0.0.1:0", "--workers_count=1"])
             .arg("--prometheus_basic_auth_disable=true")
-            .args(&options.server_flag)
+            .args(options.server_flag)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
@@ -173,28 +188,41 @@ impl Server {
     }
 
     /// Where it serves.
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(in super::super) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// What its certificate is checked against.
-    pub(super) fn ca(&self) -> PathBuf {
+    pub(in super::super) fn ca(&self) -> PathBuf {
         match self.identity {
             Identity::Default => self.dir.path().join("state/tls/cert.pem"),
             Identity::Rsa2048 => self.dir.path().join("rsa.pem"),
         }
     }
 
+    /// The key of the certificate that it makes itself.
+    pub(in super::super) fn key(&self) -> PathBuf {
+        match self.identity {
+            Identity::Default => self.dir.path().join("state/tls/key.pem"),
+            Identity::Rsa2048 => self.dir.path().join("rsa.key"),
+        }
+    }
+
     /// What hosts enroll with.
-    pub(super) fn enroll_secret(&self) -> anyhow::Result<String> {
+    pub(in super::super) fn enroll_secret(&self) -> anyhow::Result<String> {
         let path = self.dir.path().join("state/enroll_secret");
         let text = fs::read_to_string(&path)
             .with_context(|| format!("read the enroll secret {}", path.display()))?;
         Ok(text.trim().to_owned())
     }
 
+    /// Its first process.
+    pub(in super::super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its processes now.
-    pub(super) fn processes(&self) -> Vec<Sample> {
+    pub(in super::super) fn processes(&self) -> Vec<Sample> {
         self.watch.sample()
     }
 
@@ -248,7 +276,7 @@ impl Server {
     }
 
     /// Ends it: asks, and after a while insists.
-    pub(super) async fn stop(&mut self) {
+    pub(in super::super) async fn stop(&mut self) {
         let Ok(pid) = i32::try_from(self.child.id()) else {
             return;
         };

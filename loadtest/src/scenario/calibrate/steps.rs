@@ -100,12 +100,12 @@ impl Cost {
 }
 
 /// Where agents connect to, and how.
-pub(super) struct Crowd {
-    pub(super) dialer: Arc<Dialer>,
-    pub(super) settings: Arc<Settings>,
-    pub(super) target: Arc<Target>,
+pub(in super::super) struct Crowd {
+    pub(in super::super) dialer: Arc<Dialer>,
+    pub(in super::super) settings: Arc<Settings>,
+    pub(in super::super) target: Arc<Target>,
     /// At the same time.
-    pub(super) connections: u32,
+    pub(in super::super) connections: u32,
 }
 
 impl Crowd {
@@ -183,7 +183,7 @@ impl Crowd {
 }
 
 /// Enrolls one host.
-pub(super) async fn enroll(agent: &Agent) -> anyhow::Result<()> {
+pub(in super::super) async fn enroll(agent: &Agent) -> anyhow::Result<()> {
     for attempt in 1.. {
         let enrolled = agent.enroll().await;
         match enrolled.failure() {
@@ -196,7 +196,7 @@ pub(super) async fn enroll(agent: &Agent) -> anyhow::Result<()> {
 }
 
 /// Reads and writes until nothing is due.
-pub(super) async fn details(agent: &Agent) -> anyhow::Result<()> {
+pub(in super::super) async fn details(agent: &Agent) -> anyhow::Result<()> {
     for _ in 0..FIRST_READS_MAX {
         let round = agent.read_round(Instant::now()).await;
         if round.is_success && round.queries == 0 && round.write.is_none() {
@@ -278,7 +278,12 @@ pub(super) async fn idle(server: &Server, crowd: &Crowd, count: u32) -> anyhow::
     Ok(grown.max(0.0) / f64::from(rest.max(1)))
 }
 
-async fn open(crowd: &Crowd, key: &str, count: u32) -> anyhow::Result<Vec<std::net::TcpStream>> {
+/// Opens connections, uses each for one read, and gives their sockets, which stay open.
+pub(in super::super) async fn open(
+    crowd: &Crowd,
+    key: &str,
+    count: u32,
+) -> anyhow::Result<Vec<std::net::TcpStream>> {
     let left = Arc::new(AtomicU64::new(u64::from(count)));
     let mut tasks = JoinSet::new();
     for _ in 0..OPENING {

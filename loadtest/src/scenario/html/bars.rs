@@ -10,17 +10,17 @@ const BAR: f64 = 14.0;
 
 /// One bar.
 #[derive(Clone, Debug)]
-pub(super) struct Bar {
+pub(in super::super) struct Bar {
     /// On the left.
-    pub(super) name: String,
+    pub(in super::super) name: String,
     /// On the right: the value with its unit, and the range if there is one.
-    pub(super) text: String,
+    pub(in super::super) text: String,
     /// Which of the page's colours.
-    pub(super) colour: &'static str,
+    pub(in super::super) colour: &'static str,
     /// Length.
-    pub(super) value: f64,
+    pub(in super::super) value: f64,
     /// Smallest and largest, for the whisker.
-    pub(super) range: Option<(f64, f64)>,
+    pub(in super::super) range: Option<(f64, f64)>,
 }
 
 /// All bars on one scale from 0.
