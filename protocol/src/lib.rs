@@ -14,6 +14,7 @@ pub mod config;
 pub mod feed;
 pub mod frame;
 pub mod hello;
+pub mod hold;
 pub mod ids;
 pub mod limits;
 pub mod link;

@@ -22,6 +22,9 @@ pub const INFLATED_RATIO_MAX: usize = 4;
 pub const EXCHANGE_DEADLINE: Duration = Duration::from_secs(16);
 /// When a worker stops waiting for an answer: early enough that the agent still hears the refusal.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
+/// From accept until a held read is answered at the latest: work that falls due at its end still has the time to come
+/// from control within [`ANSWER_DEADLINE`].
+pub const HELD_READ_DEADLINE: Duration = Duration::from_secs(12);
 /// From accept to the end of the PROXY header, where one is due.
 pub const PROXY_HEADER_DEADLINE: Duration = Duration::from_secs(3);
 /// From accept to the end of the TLS handshake.
@@ -147,5 +150,6 @@ mod tests {
         assert!(PROXY_HEADER_DEADLINE < HANDSHAKE_DEADLINE);
         assert!(HANDSHAKE_DEADLINE + HEAD_DEADLINE < EXCHANGE_DEADLINE);
         assert!(ANSWER_DEADLINE < EXCHANGE_DEADLINE);
+        assert!(HELD_READ_DEADLINE < ANSWER_DEADLINE);
     }
 }

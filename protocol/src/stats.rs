@@ -60,11 +60,19 @@ pub enum Outcome {
     Refused,
     /// The connection broke before the answer was written.
     Broken,
+    /// The agent went away while its read was held with nothing due: it lost nothing.
+    Abandoned,
 }
 
 impl Outcome {
     /// Every outcome, in the order of its discriminant.
-    pub const ALL: [Self; 4] = [Self::Alone, Self::Control, Self::Refused, Self::Broken];
+    pub const ALL: [Self; 5] = [
+        Self::Alone,
+        Self::Control,
+        Self::Refused,
+        Self::Broken,
+        Self::Abandoned,
+    ];
 
     /// Metric label.
     pub fn label(self) -> &'static str {
@@ -73,6 +81,48 @@ impl Outcome {
             Self::Control => "control",
             Self::Refused => "refused",
             Self::Broken => "broken",
+            Self::Abandoned => "abandoned",
+        }
+    }
+}
+
+/// What ended the holding of a distributed read with nothing due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HoldEnd {
+    /// Its time was over.
+    Expired,
+    /// Work for its host fell due.
+    Work,
+    /// The agent went away.
+    Gone,
+    /// The worker drains, or its address was withdrawn.
+    Drained,
+    /// Its host sent another read.
+    Superseded,
+    /// The worker has no connections to spare; also counted when a read is not held at all for that.
+    Crowded,
+}
+
+impl HoldEnd {
+    /// Every end, in the order of its discriminant.
+    pub const ALL: [Self; 6] = [
+        Self::Expired,
+        Self::Work,
+        Self::Gone,
+        Self::Drained,
+        Self::Superseded,
+        Self::Crowded,
+    ];
+
+    /// Metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Work => "work",
+            Self::Gone => "gone",
+            Self::Drained => "drained",
+            Self::Superseded => "superseded",
+            Self::Crowded => "crowded",
         }
     }
 }
@@ -193,7 +243,7 @@ pub struct WorkerStats {
     pub forwarded_requests: u64,
     /// Exchanges by [`Route`] and [`Outcome`].
     pub exchanges: [[u64; Outcome::ALL.len()]; Route::ALL.len()],
-    /// From the end of the request to the last byte of the answer, by [`Route`], microseconds.
+    /// From the end of the request, or of its hold, to the last byte of the answer, by [`Route`], microseconds.
     pub exchange_us: [Histogram; Route::ALL.len()],
     /// Refusals by [`Reject`].
     pub rejects: [u64; Reject::ALL.len()],
@@ -219,6 +269,10 @@ pub struct WorkerStats {
     pub rss_bytes: u64,
     /// One for each listener that has been accepted from, or may be.
     pub listeners: Vec<ListenerStats>,
+    /// Distributed reads held now.
+    pub held_reads: u32,
+    /// Held reads by [`HoldEnd`].
+    pub hold_ends: [u64; HoldEnd::ALL.len()],
 }
 
 /// One listener's counters since its worker got it, and its gauges now.
@@ -273,6 +327,12 @@ mod tests {
     fn indices_are_dense() {
         for (index, outcome) in ProxyHeader::ALL.into_iter().enumerate() {
             assert_eq!(outcome as usize, index);
+        }
+        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
+        }
+        for (index, end) in HoldEnd::ALL.into_iter().enumerate() {
+            assert_eq!(end as usize, index);
         }
     }
 

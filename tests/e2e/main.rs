@@ -8,6 +8,7 @@ mod compare;
 mod contract;
 mod crash;
 mod first_start;
+mod held;
 mod loadtest;
 mod namespaces;
 mod operator;

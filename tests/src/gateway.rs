@@ -16,6 +16,8 @@ use crate::process::{Process, binary, is_alive, run};
 use crate::wait;
 
 const CONFIG_FILE: &str = "config.yml";
+/// Flags that every gateway is started with, before those of its options.
+const FLAGS_ALWAYS: usize = 4;
 
 /// Options of a gateway that is about to start.
 #[derive(Debug, Default)]
@@ -88,7 +90,10 @@ impl Gateway {
             format!("--state_dir={}", dir.path().join("state").display()),
             source,
             "--workers_count=2".into(),
+            // Most tests read to see what is due, not to wait for it.
+            "--osquery_distributed_hold=0s".into(),
         ];
+        assert_eq!(flags.len(), FLAGS_ALWAYS);
         flags.extend(options.flags.iter().cloned());
         let _ = fs::remove_file(dir.path().join("state/run/addresses"));
         let log = fs::File::options()
@@ -257,7 +262,7 @@ impl Gateway {
             children.iter().all(|pid| !is_alive(*pid)).then_some(())
         });
         let options = Options {
-            flags: self.flags.split_off(3),
+            flags: self.flags.split_off(FLAGS_ALWAYS),
             file: Some(yaml.to_owned()),
             namespace: self.namespace.take(),
         };
@@ -276,7 +281,7 @@ impl Gateway {
         let dir = self.dir.take().unwrap();
         let file = fs::read_to_string(dir.path().join(CONFIG_FILE)).ok();
         let options = Options {
-            flags: self.flags.split_off(3),
+            flags: self.flags.split_off(FLAGS_ALWAYS),
             file,
             namespace: self.namespace.take(),
         };

@@ -44,17 +44,25 @@ impl Door {
         self.open.get()
     }
 
-    fn enter(&self) {
+    /// Whether connections must wait for others to end.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.is_shut.get()
+    }
+
+    /// Whether some may stay open without a need: a tenth is left for those that come.
+    pub(crate) fn has_spare(&self) -> bool {
+        u64::from(self.open.get()) <= u64::from(self.open_max) * 9 / 10
+    }
+
+    /// True when that shuts the door.
+    fn enter(&self) -> bool {
         self.open.set(self.open.get() + 1);
-        if self.open.get() >= self.open_max {
-            self.is_shut.set(true);
-        }
+        self.open.get() >= self.open_max && !self.is_shut.replace(true)
     }
 
     fn leave(&self) {
         self.open.set(self.open.get().saturating_sub(1));
-        let resumes_at = u64::from(self.open_max) * 9 / 10;
-        if self.is_shut.get() && u64::from(self.open.get()) <= resumes_at {
+        if self.is_shut.get() && self.has_spare() {
             self.is_shut.set(false);
             self.changed.notify_waiters();
         }
@@ -85,7 +93,10 @@ pub(crate) struct Permit {
 
 impl Permit {
     fn new(worker: &Rc<Worker>, listening: &Rc<Listening>) -> Self {
-        worker.door.enter();
+        if worker.door.enter() {
+            // A read that is held for nothing keeps nobody out.
+            worker.state.holds.borrow().wake_all();
+        }
         listening.enter();
         Self {
             worker: Rc::clone(worker),

@@ -34,6 +34,10 @@ impl Drain {
         self.begun.notify_waiters();
     }
 
+    pub(crate) fn is_begun(&self) -> bool {
+        self.is_begun.get()
+    }
+
     /// Returns when the end has begun.
     pub(crate) async fn begun(&self) {
         while !self.is_begun.get() {
@@ -128,6 +132,7 @@ fn withdraw(worker: &Worker, addresses: &[SocketAddr]) {
             listening.withdraw();
         }
     }
+    worker.state.holds.borrow().wake_all();
 }
 
 fn turn_tickets(worker: &Worker, keys: &TicketKeys) {

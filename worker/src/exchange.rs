@@ -1,6 +1,7 @@
 //! One agent request: from its head and body to its answer.
 //!
-//! What the tables know is answered alone and at once. The rest becomes a [`Pending`]: first a lookup if the key is
+//! What the tables know is answered alone and at once; a read with nothing due may be held by its session, and is then
+//! [resumed](resume). The rest becomes a [`Pending`]: first a lookup if the key is
 //! unknown here, then the request itself. Every answer is a JSON object; every refusal is counted.
 
 use std::borrow::Cow;
@@ -24,6 +25,7 @@ use serde_json::{Map, Value, json};
 
 use crate::body;
 use crate::client_certificate::Certified;
+use crate::holds::IdleRead;
 use crate::log_body::{self, Lines};
 use crate::scan::Malformed;
 use crate::state::{REQUEST_BYTES_MAX, State, Ticket};
@@ -71,6 +73,8 @@ pub(crate) struct Response {
 pub(crate) enum Reply {
     Now(Response),
     Later(Pending),
+    /// A read with nothing due: [`nothing_due`] now, or [`resume`] later.
+    Idle(IdleRead),
 }
 
 /// Resolves to the answer within its own deadline. Dropping it cancels the request.
@@ -149,6 +153,21 @@ pub(crate) fn answer(state: &State, head: &Head<'_>, body: &mut [u8], now: Insta
         },
     });
     result.unwrap_or_else(|reject| Reply::Now(refuse(state, Some(head.route), reject)))
+}
+
+/// Serves a read that was held, as if it came now. One whose key is no longer the host's has nothing due; its agent
+/// hears of the key with its next request.
+pub(crate) fn resume(state: &State, read: IdleRead, now: Instant) -> Reply {
+    match state.host_of(&read) {
+        Some(host) => serve(state, Route::Read, &host, Task::Read, now)
+            .unwrap_or_else(|reject| Reply::Now(refuse(state, Some(Route::Read), reject))),
+        None => Reply::Idle(read),
+    }
+}
+
+/// The answer to a read when there is no work.
+pub(crate) fn nothing_due() -> Response {
+    accepted(EMPTY_OBJECT, Outcome::Alone)
 }
 
 /// The answer of a refusal, which it counts. `None` for a path that is no agent path.
@@ -268,6 +287,7 @@ async fn serve_looked_up(
             Ok(Alone::Ask(request)) => ask(&state, request, Instant::now()),
             // Control had a part in it.
             Ok(Alone::Answer(body)) => return Ok(Err(accepted(body, Outcome::Control))),
+            Ok(Alone::NothingDue) => return Ok(Err(accepted(EMPTY_OBJECT, Outcome::Control))),
             Err(reject) => Err(reject),
         };
         asked.map(Ok)
@@ -292,6 +312,7 @@ fn serve(
 ) -> Result<Reply, Reject> {
     match alone(state, host, task, now)? {
         Alone::Answer(body) => Ok(Reply::Now(accepted(body, Outcome::Alone))),
+        Alone::NothingDue => Ok(Reply::Idle(IdleRead::of(host))),
         Alone::Ask(request) => through(state, route, request, now),
     }
 }
@@ -299,6 +320,8 @@ fn serve(
 /// What the worker can say by itself.
 enum Alone {
     Answer(Bytes),
+    /// To a read.
+    NothingDue,
     Ask(Request),
 }
 
@@ -310,7 +333,7 @@ fn alone(state: &State, host: &Host, task: Task, now: Instant) -> Result<Alone, 
             // The feed tells answers before their hosts; without one, nothing but "later" is true.
             Alone::Answer(config.ok_or(Reject::ControlUnavailable)?)
         }
-        Task::Read if state.unix_seconds(now) < host.work_due_at => Alone::Answer(EMPTY_OBJECT),
+        Task::Read if state.unix_seconds(now) < host.work_due_at => Alone::NothingDue,
         Task::Read => Alone::Ask(Request::Read(host.id)),
         Task::Write(results, _) if results.is_empty() => Alone::Answer(EMPTY_OBJECT),
         Task::Write(results, address) => Alone::Ask(Request::Write(Write {

@@ -55,6 +55,7 @@ fn send(state: &State, head: &Head<'_>, body: &[u8]) -> Reply {
 fn now(reply: Reply) -> Response {
     match reply {
         Reply::Now(response) => response,
+        Reply::Idle(_) => nothing_due(),
         Reply::Later(_) => panic!("went to control"),
     }
 }
@@ -63,6 +64,7 @@ fn later(reply: Reply) -> Pending {
     match reply {
         Reply::Later(pending) => pending,
         Reply::Now(response) => panic!("answered alone: {response:?}"),
+        Reply::Idle(read) => panic!("nothing due: {read:?}"),
     }
 }
 
@@ -128,6 +130,30 @@ fn known_hosts_are_answered_alone() {
 }
 
 #[test]
+fn a_held_read_is_served_as_things_are_by_then() {
+    let state = state();
+    let Reply::Idle(read) = send(&state, &head(Route::Read, Some("one")), b"{}") else {
+        panic!("something is due");
+    };
+    assert!(matches!(
+        resume(&state, read, Instant::now()),
+        Reply::Idle(_)
+    ));
+    due(&state);
+    let pending = later(resume(&state, read, Instant::now()));
+    assert_eq!(taken(&state, BatchKind::Read).1, Request::Read(HostId(1)));
+    drop(pending);
+    // Enrolled again: what is due is for the new key.
+    let mut host = test_host(1, "two");
+    host.work_due_at = UnixSeconds(0);
+    state.table.borrow_mut().insert_host(host);
+    assert!(matches!(
+        resume(&state, read, Instant::now()),
+        Reply::Idle(_)
+    ));
+}
+
+#[test]
 fn the_header_key_comes_first() {
     let state = state();
     for (header, body, is_known) in [
@@ -139,7 +165,7 @@ fn the_header_key_comes_first() {
     ] {
         let reply = send(&state, &head(Route::Read, header), body.as_bytes());
         assert_eq!(
-            matches!(reply, Reply::Now(_)),
+            matches!(reply, Reply::Idle(_)),
             is_known,
             "{header:?} {body}"
         );
@@ -417,6 +443,7 @@ fn full_queues_refuse_early() {
                 assert_eq!(response.body, Reject::Busy.answer(None).body);
                 break;
             }
+            Reply::Idle(_) => panic!("nothing due"),
         }
     }
     let limits = limits::BatchLimits::of(BatchKind::Read);

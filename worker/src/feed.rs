@@ -47,6 +47,10 @@ impl Table {
         self.serving.hosts.get(key)
     }
 
+    pub(crate) fn host_by_id(&self, id: HostId) -> Option<Host> {
+        self.serving.hosts.by_id(id)
+    }
+
     pub(crate) fn config(&self, id: AnswerId) -> Option<Bytes> {
         self.serving.answers.get(id)
     }
@@ -64,17 +68,13 @@ impl Table {
         self.position
     }
 
-    /// Takes one piece. `on_host` hears of every key that has become valid.
+    /// Takes one piece. `on_change` hears of every change that is in it, before it has effect.
     pub(crate) fn apply(
         &mut self,
         feed: Feed,
-        mut on_host: impl FnMut(&NodeKeyHash),
+        on_change: impl FnMut(&Change),
     ) -> Result<(), OutOfPlace> {
-        for change in &feed.changes {
-            if let Change::Host(host) = change {
-                on_host(&host.key);
-            }
-        }
+        feed.changes.iter().for_each(on_change);
         match feed.load {
             Load::Begin | Load::Whole => self.loading = Some(Loading::default()),
             Load::Continue | Load::End if self.loading.is_none() => return Err(OutOfPlace),

@@ -30,6 +30,11 @@ impl Hosts {
         self.record(place).copied()
     }
 
+    /// Who has this id? Of two keys, the newer.
+    pub(crate) fn by_id(&self, id: HostId) -> Option<Host> {
+        self.record(self.place_of_id(id)?).copied()
+    }
+
     /// Adds a host, or replaces what is known under its key.
     pub(crate) fn insert(&mut self, host: Host) {
         if let Some(place) = self.place_of_key(&host.key) {
@@ -153,14 +158,14 @@ impl Hosts {
 }
 
 /// A key is already a hash, and only keys that control made get into the table.
-fn hash_of_key(key: &NodeKeyHash) -> u64 {
+pub(crate) fn hash_of_key(key: &NodeKeyHash) -> u64 {
     key.0
         .first_chunk()
         .map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 /// Ids are row numbers; the multiplication spreads them over the high bits.
-fn hash_of_id(id: HostId) -> u64 {
+pub(crate) fn hash_of_id(id: HostId) -> u64 {
     u64::from(id.0).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
@@ -247,6 +252,10 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(hosts.len(), by_key.len());
+                for id in 0..20 {
+                    let host = by_id.get(&id).and_then(|key| by_key.get(key));
+                    prop_assert_eq!(hosts.by_id(HostId(id)), host.copied());
+                }
                 for key in 0..24 {
                     prop_assert_eq!(hosts.get(&NodeKeyHash([key; 32])), by_key.get(&key).copied());
                 }

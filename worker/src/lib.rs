@@ -20,6 +20,7 @@ mod exchange;
 #[cfg(test)]
 mod fake_control;
 mod feed;
+mod holds;
 mod hosts;
 mod http;
 mod inherit;

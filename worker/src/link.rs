@@ -380,16 +380,7 @@ impl Session<'_> {
         let state = self.state;
         match message {
             FromControl::Reply(reply) => self.take_reply(reply, Instant::now()),
-            FromControl::Feed(feed) => {
-                let mut negative = state.negative.borrow_mut();
-                let applied = state
-                    .table
-                    .borrow_mut()
-                    .apply(feed, |key| negative.remove(key));
-                if applied.is_err() {
-                    state.count_oddity();
-                }
-            }
+            FromControl::Feed(feed) => state.take_feed(feed),
             FromControl::Credit(credit) => state.waiting.borrow_mut().window.set_credit(credit),
             FromControl::Ping(number) => {
                 frame::encode(&FromWorker::Pong(number), &mut self.out)?;

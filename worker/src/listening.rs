@@ -56,6 +56,10 @@ impl Listening {
         self.changed.notify_waiters();
     }
 
+    pub(crate) fn is_withdrawn(&self) -> bool {
+        self.is_withdrawn.get()
+    }
+
     /// Whether nobody will accept here any more and nothing is open: it can be forgotten.
     pub(crate) fn is_over(&self) -> bool {
         self.is_withdrawn.get() && self.open.get() == 0

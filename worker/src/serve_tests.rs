@@ -32,7 +32,8 @@ struct Bench {
     _dir: tempfile::TempDir,
 }
 
-/// A control that enrolls everybody as host 7 and accepts everything, until its worker leaves.
+/// A control that enrolls everybody as host 7 and accepts everything, until its worker leaves. Whatever is logged makes
+/// work due for the host.
 fn run_control(control: FakeControl, runtime: &tokio::runtime::Runtime) {
     runtime.block_on(async {
         let mut link = control.link().await;
@@ -45,9 +46,21 @@ fn run_control(control: FakeControl, runtime: &tokio::runtime::Runtime) {
                             host: host(),
                         },
                         Request::Lookup(_) => Answer::Host(None),
+                        Request::Read(_) => Answer::Work(work()),
                         _ => Answer::Accepted,
                     })
                     .await;
+                    if batch.kind == fleet_protocol::link::BatchKind::Log {
+                        link.write(&fleet_protocol::link::FromControl::Feed(feed::Feed {
+                            load: feed::Load::Changes,
+                            seq: fleet_protocol::ids::FeedSeq(2),
+                            changes: vec![feed::Change::WorkDue {
+                                host: host().id,
+                                at: UnixSeconds(1),
+                            }],
+                        }))
+                        .await;
+                    }
                 }
                 fleet_protocol::link::FromWorker::Ping(number) => {
                     let pong = fleet_protocol::link::FromControl::Pong(number);
@@ -57,6 +70,17 @@ fn run_control(control: FakeControl, runtime: &tokio::runtime::Runtime) {
             }
         }
     });
+}
+
+fn work() -> fleet_protocol::agent::Work {
+    fleet_protocol::agent::Work {
+        queries: vec![fleet_protocol::agent::Query {
+            name: "uptime".into(),
+            sql: "SELECT 1".into(),
+            discovery: String::new(),
+        }],
+        accelerate_s: None,
+    }
 }
 
 fn host() -> feed::Host {
@@ -83,6 +107,7 @@ impl Bench {
         let address = listener.local_addr().unwrap();
         let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let mut config = Config::default();
+        config.osquery.distributed_hold = Duration::ZERO;
         change(&mut config);
         let start = StartWorker {
             slot: SlotIndex(0),
@@ -160,8 +185,12 @@ impl Bench {
         let message = ToChild::Drain {
             deadline_ms: deadline.as_millis().try_into().unwrap(),
         };
+        self.say(&message);
+    }
+
+    fn say(&mut self, message: &ToChild) {
         let mut out = bytes::BytesMut::new();
-        fleet_protocol::frame::encode(&message, &mut out).unwrap();
+        fleet_protocol::frame::encode(message, &mut out).unwrap();
         self.channel.write_all(&out).unwrap();
     }
 
@@ -234,9 +263,9 @@ fn agents_are_answered_alone_and_through_control() {
 
     let stats = bench.stats_until(|stats| stats.exchanges_total() == 4);
     let counts = |route: Route| stats.exchanges[route.index()];
-    assert_eq!(counts(Route::Enroll), [0, 1, 0, 0]);
-    assert_eq!(counts(Route::Read), [1, 0, 1, 0]);
-    assert_eq!(counts(Route::Log), [0, 1, 0, 0]);
+    assert_eq!(counts(Route::Enroll), [0, 1, 0, 0, 0]);
+    assert_eq!(counts(Route::Read), [1, 0, 1, 0, 0]);
+    assert_eq!(counts(Route::Log), [0, 1, 0, 0, 0]);
     assert_eq!(stats.exchange_us[Route::Read.index()].count(), 2);
     bench.drain(PATIENCE);
     bench.join();
@@ -252,7 +281,7 @@ fn a_connection_that_breaks_is_counted() {
         .unwrap();
     drop(stream);
     let stats = bench.stats_until(|stats| stats.exchanges_total() == 1);
-    assert_eq!(stats.exchanges[Route::Read.index()], [0, 0, 0, 1]);
+    assert_eq!(stats.exchanges[Route::Read.index()], [0, 0, 0, 1, 0]);
     bench.stats_until(|stats| stats.open_connections == 0);
 }
 
@@ -403,3 +432,6 @@ fn the_task_of_a_connection_is_small() {
     assert!(session <= 500, "{session}");
     assert!(tls <= 1280, "{tls}");
 }
+
+#[path = "serve_hold_tests.rs"]
+mod holds;

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use fleet_protocol::agent::Route;
 use fleet_protocol::reject::Reject;
-use fleet_protocol::stats::{Outcome, ProxyHeader};
+use fleet_protocol::stats::{HoldEnd, Outcome, ProxyHeader};
 
 use crate::Worker;
 use crate::accept::Permit;
@@ -20,6 +20,7 @@ use crate::buffers::Scratch;
 use crate::clock::Alarm;
 use crate::connection::Connection;
 use crate::exchange::{self, Early, Head, Pending, Reply, Response};
+use crate::holds::{Hold, Verdict};
 use crate::phase::Step;
 use crate::state::State;
 use crate::stream::Stream;
@@ -34,6 +35,8 @@ pub(crate) struct Session {
     unwritten: Vec<u8>,
     /// The answer that is waited for.
     pending: Option<Pending>,
+    /// The read that is held. Boxed: most sessions hold none.
+    hold: Option<Box<Hold>>,
     exchange: Option<OpenExchange>,
     alarm: Alarm,
     permit: Permit,
@@ -49,7 +52,7 @@ enum End {
 struct OpenExchange {
     state: Rc<State>,
     route: Route,
-    /// End of its head, then of the whole request.
+    /// End of its head, then of the whole request, then of its hold.
     since: Instant,
     /// Counted when dropped.
     outcome: Outcome,
@@ -116,6 +119,7 @@ impl Session {
             connection: Connection::new(worker.tls.as_ref(), policy, peer, balancers, now),
             unwritten: Vec::new(),
             pending: None,
+            hold: None,
             exchange: None,
             alarm: Alarm::new(&worker.clock),
             permit,
@@ -161,7 +165,7 @@ impl Session {
         self.connection.settle(&mut scratch);
         scratch.trim();
         if result.is_pending()
-            && let Some(deadline) = self.connection.deadline()
+            && let Some(deadline) = self.next_look(now)
         {
             self.alarm.set(deadline, context.waker());
         }
@@ -226,11 +230,13 @@ impl Session {
                             self.pending = Some(pending);
                             self.connection.hold();
                         }
+                        Reply::Idle(read) => self.hold_or_answer(read, context, scratch, now),
                     }
                     continue;
                 }
                 Step::Refuse(route, reject) => {
                     self.pending = None;
+                    self.end_hold(HoldEnd::Expired, now);
                     self.refuse(route, reject, scratch, now);
                     continue;
                 }
@@ -243,6 +249,10 @@ impl Session {
             {
                 self.pending = None;
                 self.respond(response, scratch, now);
+                continue;
+            }
+            if let Some(Verdict::Ends(end)) = self.judge_hold(now) {
+                self.resume(end, scratch, now);
                 continue;
             }
             if !self.connection.wants_input() {
@@ -348,3 +358,6 @@ impl Session {
         }
     }
 }
+
+#[path = "session_hold.rs"]
+mod hold;

@@ -12,6 +12,7 @@ use aws_lc_rs::digest;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use fleet_protocol::agent::{Answer, Request, Route};
 use fleet_protocol::config::Config;
+use fleet_protocol::feed::{Change, Feed, Host, Load};
 use fleet_protocol::frame::MESSAGE_BYTES_MAX;
 use fleet_protocol::ids::{BootNonce, Generation, NodeKeyHash, RequestId, SlotIndex, UnixSeconds};
 use fleet_protocol::limits;
@@ -22,6 +23,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant as TokioInstant, timeout_at};
 
 use crate::feed::Table;
+use crate::holds::{Holds, IdleRead};
 use crate::latest_key::LatestKey;
 use crate::negative::Negative;
 use crate::seen::Seen;
@@ -53,6 +55,9 @@ pub(crate) struct State {
     pub(crate) seen: RefCell<Seen>,
     pub(crate) waiting: RefCell<Waiting>,
     latest_key: RefCell<LatestKey>,
+    pub(crate) holds: Rc<RefCell<Holds>>,
+    /// Longest time that a read with nothing due is held; zero is never.
+    pub(crate) distributed_hold: Duration,
     /// Something was queued.
     pub(crate) wake: Notify,
     parked_bytes: Cell<usize>,
@@ -111,6 +116,8 @@ impl State {
             seen: RefCell::default(),
             waiting: RefCell::new(Waiting::new()),
             latest_key: RefCell::default(),
+            holds: Rc::default(),
+            distributed_hold: start.config.osquery.distributed_hold,
             wake: Notify::new(),
             parked_bytes: Cell::new(0),
             clock: Cell::new((Instant::now(), since_1970())),
@@ -197,6 +204,32 @@ impl State {
         })
     }
 
+    /// The host of a read, unless it has another key by now.
+    pub(crate) fn host_of(&self, read: &IdleRead) -> Option<Host> {
+        let host = self.table.borrow().host_by_id(read.host());
+        host.filter(|host| read.is_of(host))
+    }
+
+    /// Takes a piece of the feed, which may make keys valid and work due.
+    pub(crate) fn take_feed(&self, feed: Feed) {
+        let is_new_table = matches!(feed.load, Load::Whole | Load::End);
+        let holds = self.holds.borrow();
+        let mut negative = self.negative.borrow_mut();
+        let applied = self.table.borrow_mut().apply(feed, |change| match change {
+            Change::Host(host) => {
+                negative.remove(&host.key);
+                holds.wake(host.id);
+            }
+            Change::WorkDue { host, .. } => holds.wake(*host),
+            Change::Answer { .. } | Change::DropAnswer(_) | Change::Forget(_) => {}
+        });
+        if applied.is_err() {
+            self.count_oddity();
+        } else if is_new_table {
+            holds.wake_all();
+        }
+    }
+
     /// Takes control's answer to one request: what it tells of hosts is remembered, and whoever waits hears it.
     pub(crate) fn complete(&self, id: RequestId, answer: Answer, now: Instant) -> Completed {
         let key = self.waiting.borrow().lookup_key(id);
@@ -237,9 +270,10 @@ impl State {
         }
     }
 
-    fn know(&self, host: fleet_protocol::feed::Host) {
+    fn know(&self, host: Host) {
         self.negative.borrow_mut().remove(&host.key);
         self.table.borrow_mut().insert_host(host);
+        self.holds.borrow().wake(host.id);
     }
 }
 

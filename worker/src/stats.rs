@@ -5,7 +5,8 @@ use fleet_protocol::stats::WorkerStats;
 
 use crate::state::State;
 
-/// All counters, with the gauges that this half of the worker knows filled in (batches, table, link, memory); open
+/// All counters, with the gauges that this half of the worker knows filled in (batches, held reads, table, link,
+/// memory); open
 /// connections and tunnels stay as the caller left them in `state.stats`.
 pub(crate) fn report(state: &State) -> WorkerStats {
     let mut stats = state.stats.borrow().clone();
@@ -14,6 +15,9 @@ pub(crate) fn report(state: &State) -> WorkerStats {
         batch.waiting = gauge(waiting.queued(kind));
         batch.in_flight = gauge(waiting.window.in_flight(kind));
     }
+    let holds = state.holds.borrow();
+    stats.held_reads = gauge(holds.len());
+    stats.hold_ends = holds.ends();
     let table = state.table.borrow();
     stats.hosts = gauge(table.hosts_len());
     stats.answers = gauge(table.answers_len());

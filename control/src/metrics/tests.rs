@@ -41,6 +41,8 @@ async fn sources(state: &TempDir, gateway: Gateway) -> Sources {
 fn gateway() -> Gateway {
     let mut stats = WorkerStats {
         open_connections: 12,
+        held_reads: 9,
+        hold_ends: [5, 4, 3, 2, 1, 6],
         rss_bytes: 3 << 20,
         ..WorkerStats::default()
     };
@@ -98,6 +100,8 @@ async fn slots_show_with_units_and_cumulative_buckets() {
         r#"fleet_gateway_kernel_setting_holds{key="c.d"} 0"#,
         r#"fleet_gateway_slot_state{slot="7",state="parked"} 0"#,
         r#"fleet_worker_open_connections{slot="7"} 12"#,
+        r#"fleet_worker_held_reads{slot="7"} 9"#,
+        r#"fleet_worker_hold_ends_total{slot="7",reason="work"} 4"#,
         r#"fleet_worker_resident_memory_bytes{slot="7"} 3145728"#,
         r#"fleet_worker_exchanges_total{slot="7",route="read",outcome="alone"} 1234"#,
         r#"fleet_worker_exchange_duration_seconds_count{slot="7",route="read"} 3"#,

@@ -6,7 +6,9 @@ use fleet_protocol::agent::Route;
 use fleet_protocol::link::BatchKind;
 use fleet_protocol::reject::Reject;
 use fleet_protocol::slot::{Gateway, SlotState, SlotView};
-use fleet_protocol::stats::{BatchStats, Handshake, Histogram, Outcome, ProxyHeader, WorkerStats};
+use fleet_protocol::stats::{
+    BatchStats, Handshake, Histogram, HoldEnd, Outcome, ProxyHeader, WorkerStats,
+};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
@@ -100,11 +102,16 @@ fn each<'a>(
 
 fn gauges(page: &mut Page<'_>, slots: &Slots<'_>) -> Result<(), Error> {
     type Gauge = (&'static str, &'static str, fn(&WorkerStats) -> u64);
-    let gauges: [Gauge; 6] = [
+    let gauges: [Gauge; 7] = [
         (
             "fleet_worker_open_connections",
             "Connections open now.",
             |stats| u64::from(stats.open_connections),
+        ),
+        (
+            "fleet_worker_held_reads",
+            "Distributed reads held open now, with nothing due.",
+            |stats| u64::from(stats.held_reads),
         ),
         (
             "fleet_worker_open_tunnels",
@@ -248,7 +255,7 @@ fn exchanges(page: &mut Page<'_>, slots: &Slots<'_>) -> Result<(), Error> {
     page.durations(
         Name {
             name: "fleet_worker_exchange_duration",
-            help: "From the end of a request to the last byte of its answer.",
+            help: "From the end of a request, or of its hold, to the last byte of its answer.",
             labels: ["slot", "route"],
         },
         slots.iter().flat_map(|(slot, view)| {
@@ -256,6 +263,20 @@ fn exchanges(page: &mut Page<'_>, slots: &Slots<'_>) -> Result<(), Error> {
                 .into_iter()
                 .zip(&view.stats.exchange_us)
                 .map(|(route, histogram)| ([slot.as_str(), route.label()], histogram))
+        }),
+    )?;
+    page.counter(
+        Name {
+            name: "fleet_worker_hold_ends",
+            help: "Distributed reads with nothing due by what ended their hold, or kept them from being held.",
+            labels: ["slot", "reason"],
+        },
+        None,
+        slots.iter().flat_map(|(slot, view)| {
+            HoldEnd::ALL
+                .into_iter()
+                .zip(view.stats.hold_ends)
+                .map(|(end, count)| ([slot.as_str(), end.label()], count))
         }),
     )?;
     page.counter(

@@ -231,6 +231,9 @@ section! {
         /// Time between two writes of the hosts' seen times to the store.
         #[serde(with = "super::keys::span")]
         seen_interval: Duration = Duration::from_secs(30);
+        /// Longest time that a distributed read with nothing due is held open for work to come, 0s to 12s; each host has its own part of it, three quarters and more. 0s: answered at once.
+        #[serde(with = "super::keys::span")]
+        distributed_hold: Duration = Duration::from_secs(10);
         /// Largest log request in bytes; 0 is 10 MiB.
         max_log_write_body_size: u64 = 0;
         /// Largest distributed write request in bytes; 0 is 5 MiB.

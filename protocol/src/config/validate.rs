@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::Config;
 use crate::address_list;
+use crate::limits;
 use crate::proxied::Proxied;
 use crate::trusted_proxies::TrustedProxies;
 
@@ -235,6 +236,14 @@ impl Config {
             (1..=600).contains(&osquery.seen_interval.as_secs()),
             "osquery.seen_interval: must be 1s to 10m",
         );
+        check(
+            osquery.distributed_hold <= limits::HELD_READ_DEADLINE,
+            &format!(
+                "osquery.distributed_hold: at most {}s; an agent gives up after {}s, and work must still reach it",
+                limits::HELD_READ_DEADLINE.as_secs(),
+                limits::EXCHANGE_DEADLINE.as_secs()
+            ),
+        );
         for (option, plugin) in [
             ("osquery.status_log_plugin", &osquery.status_log_plugin),
             ("osquery.result_log_plugin", &osquery.result_log_plugin),
@@ -407,6 +416,7 @@ mod tests {
         config.server.cert = "cert.pem".into();
         config.osquery.node_key_size = 0;
         config.osquery.result_log_plugin = "kinesis".into();
-        assert_eq!(config.validate().len(), 4);
+        config.osquery.distributed_hold = std::time::Duration::from_secs(13);
+        assert_eq!(config.validate().len(), 5);
     }
 }
