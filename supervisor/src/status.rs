@@ -7,6 +7,7 @@ use comfy_table::{Cell, CellAlignment, Color, Table};
 use fleet_protocol::address::{AddressState, AddressView};
 use fleet_protocol::admin::Status;
 use fleet_protocol::slot::{SlotState, SlotView};
+use fleet_protocol::stats::WorkerStats;
 
 use crate::kernel_status;
 use crate::table::table;
@@ -55,7 +56,8 @@ pub(crate) fn text(status: &Status, width: u16, is_coloured: bool) -> String {
 fn processes(status: &Status, width: u16, is_coloured: bool) -> Table {
     let mut table = table(width, is_coloured);
     table.set_header([
-        "PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "OPEN", "EXCH/S", "HOSTS", "MEMORY",
+        "PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "OPEN", "HELD", "EXCH/S", "HOSTS",
+        "MEMORY",
     ]);
     for slot in &status.gateway.slots {
         table.add_row(worker(slot));
@@ -69,15 +71,16 @@ fn processes(status: &Status, width: u16, is_coloured: bool) -> Table {
         Cell::new(control.restarts),
         Cell::new("-"),
         Cell::new("-"),
+        Cell::new("-"),
         Cell::new(control.stats.hosts),
         Cell::new(memory(control.stats.rss_bytes)),
     ]);
     if status.gateway.slots.len() > 1 {
         let slots = &status.gateway.slots;
-        let open: u64 = slots
-            .iter()
-            .map(|slot| u64::from(slot.stats.open_connections))
-            .sum();
+        let sum = |count: fn(&WorkerStats) -> u32| -> u64 {
+            let counts = slots.iter().map(|slot| u64::from(count(&slot.stats)));
+            counts.sum()
+        };
         let rate: f64 = slots.iter().map(|slot| slot.exchanges_per_s).sum();
         let bytes: u64 = slots.iter().map(|slot| slot.stats.rss_bytes).sum();
         table.add_row([
@@ -86,13 +89,14 @@ fn processes(status: &Status, width: u16, is_coloured: bool) -> Table {
             Cell::new(""),
             Cell::new(""),
             Cell::new(slots.iter().map(|slot| slot.restarts).sum::<u64>() + control.restarts),
-            Cell::new(open),
+            Cell::new(sum(|stats| stats.open_connections)),
+            Cell::new(sum(|stats| stats.held_reads)),
             Cell::new(format!("{rate:.0}")),
             Cell::new(""),
             Cell::new(memory(bytes + control.stats.rss_bytes)),
         ]);
     }
-    for index in [1, 3, 4, 5, 6, 7, 8] {
+    for index in [1, 3, 4, 5, 6, 7, 8, 9] {
         if let Some(column) = table.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -166,6 +170,7 @@ fn worker(slot: &SlotView) -> Vec<Cell> {
         Cell::new(uptime(slot.pid, slot.uptime_s)),
         Cell::new(slot.restarts),
         Cell::new(stats.open_connections),
+        Cell::new(stats.held_reads),
         Cell::new(format!("{:.0}", slot.exchanges_per_s)),
         Cell::new(stats.hosts),
         Cell::new(memory(stats.rss_bytes)),
