@@ -88,7 +88,8 @@ fn has_no_address(gateway: &Gateway) -> bool {
 fn connection_load(ready: &[&WorkerStats], connections_per_worker_max: u32) -> u64 {
     let open: u64 = ready
         .iter()
-        .map(|stats| u64::from(stats.open_connections))
+        // A held read ends as soon as its connection is wanted.
+        .map(|stats| u64::from(stats.open_connections.saturating_sub(stats.held_reads)))
         .sum();
     let capacity = count(ready) * u64::from(connections_per_worker_max);
     (open.saturating_mul(WHOLE) / capacity.max(1)).min(WHOLE)
@@ -146,6 +147,12 @@ mod tests {
         slot(SlotState::Ready, open, 0, true)
     }
 
+    fn holding(open: u32, held_reads: u32) -> SlotView {
+        let mut slot = ready(open);
+        slot.stats.held_reads = held_reads;
+        slot
+    }
+
     fn of(slots: Vec<SlotView>) -> Standing {
         let gateway = Gateway {
             slots,
@@ -161,6 +168,8 @@ mod tests {
             (vec![ready(500), ready(500)], 100),
             (vec![ready(750), ready(750)], 50),
             (vec![ready(1000), ready(1000)], 1),
+            (vec![holding(900, 400)], 100),
+            (vec![holding(900, 150), ready(750)], 50),
             (vec![ready(5000)], 1),
             (vec![ready(0), slot(SlotState::Backoff, 0, 0, false)], 50),
             (vec![ready(0), slot(SlotState::Parked, 0, 0, false)], 50),
