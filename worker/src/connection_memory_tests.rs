@@ -74,6 +74,7 @@ impl Kept {
                 Step::Request(head, body) => {
                     match exchange::answer(&self.state, &head, body, now) {
                         Reply::Now(response) => connection.respond(response, scratch, now),
+                        Reply::Idle(_) => connection.respond(exchange::nothing_due(), scratch, now),
                         Reply::Later(_) => panic!("not answered alone"),
                     }
                     self.answered += 1;

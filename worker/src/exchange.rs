@@ -159,6 +159,10 @@ pub(crate) fn answer(state: &State, head: &Head<'_>, body: &mut [u8], now: Insta
 /// hears of the key with its next request.
 pub(crate) fn resume(state: &State, read: IdleRead, now: Instant) -> Reply {
     match state.host_of(&read) {
+        Some(host) if read.is_certified() => {
+            certified::serve_known(state, Route::Read, &host, Task::Read, now)
+                .unwrap_or_else(|reject| Reply::Now(refuse(state, Some(Route::Read), reject)))
+        }
         Some(host) => serve(state, Route::Read, &host, Task::Read, now)
             .unwrap_or_else(|reject| Reply::Now(refuse(state, Some(Route::Read), reject))),
         None => Reply::Idle(read),

@@ -7,11 +7,16 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use fleet_protocol::agent::{Adopt, Answer, Request, Route};
+use fleet_protocol::feed::Host;
 use fleet_protocol::reject::Reject;
 use fleet_protocol::stats::Outcome;
 
-use super::{Alone, Head, Pending, Reply, Response, Task, accepted, alone, ask, refuse, respond};
+use super::{
+    Alone, EMPTY_OBJECT, Head, Pending, Reply, Response, Task, accepted, alone, ask, refuse,
+    respond,
+};
 use crate::client_certificate::Certified;
+use crate::holds::IdleRead;
 use crate::state::{State, Ticket};
 
 /// Serves such a request; a host that nobody knows yet is adopted first.
@@ -25,14 +30,7 @@ pub(super) fn serve(
     let route = head.route;
     let known = state.table.borrow().host(&certified.key);
     if let Some(host) = known {
-        let ticket = match alone(state, &host, task, now)? {
-            Alone::Answer(body) => return Ok(Reply::Now(accepted(body, Outcome::Alone))),
-            Alone::Ask(request) => ask(state, request, now)?,
-        };
-        let state = state.handle().ok_or(Reject::Draining)?;
-        return Ok(Reply::Later(Pending::new(async move {
-            finish(&state, route, ticket).await
-        })));
+        return serve_known(state, route, &host, task, now);
     }
     let parked = state.park(task.bytes())?;
     let adopt = Request::Adopt(Box::new(Adopt {
@@ -48,12 +46,32 @@ pub(super) fn serve(
         drop(parked);
         match serve_adopted(&state, answer, task) {
             Ok(Alone::Answer(body)) => accepted(body, Outcome::Control),
+            Ok(Alone::NothingDue) => accepted(EMPTY_OBJECT, Outcome::Control),
             Ok(Alone::Ask(request)) => match ask(&state, request, Instant::now()) {
                 Ok(ticket) => finish(&state, route, ticket.with_deadline(deadline)).await,
                 Err(reject) => refuse(&state, Some(route), reject),
             },
             Err(reject) => refuse(&state, Some(route), reject),
         }
+    })))
+}
+
+/// Serves a request of a known host.
+pub(super) fn serve_known(
+    state: &State,
+    route: Route,
+    host: &Host,
+    task: Task,
+    now: Instant,
+) -> Result<Reply, Reject> {
+    let ticket = match alone(state, host, task, now)? {
+        Alone::Answer(body) => return Ok(Reply::Now(accepted(body, Outcome::Alone))),
+        Alone::NothingDue => return Ok(Reply::Idle(IdleRead::of_certified(host))),
+        Alone::Ask(request) => ask(state, request, now)?,
+    };
+    let state = state.handle().ok_or(Reject::Draining)?;
+    Ok(Reply::Later(Pending::new(async move {
+        finish(&state, route, ticket).await
     })))
 }
 

@@ -21,6 +21,8 @@ use crate::hosts::{hash_of_id, hash_of_key};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IdleRead {
     host: HostId,
+    /// Its agent is known by its certificate instead of a key.
+    is_certified: bool,
     /// Of the key that it came with: work that is due by then is not for one who came with an older key.
     key_hash: u64,
 }
@@ -29,8 +31,21 @@ impl IdleRead {
     pub(crate) fn of(host: &Host) -> Self {
         Self {
             host: host.id,
+            is_certified: false,
             key_hash: hash_of_key(&host.key),
         }
+    }
+
+    /// From an agent that is known by its certificate.
+    pub(crate) fn of_certified(host: &Host) -> Self {
+        Self {
+            is_certified: true,
+            ..Self::of(host)
+        }
+    }
+
+    pub(crate) fn is_certified(&self) -> bool {
+        self.is_certified
     }
 
     pub(crate) fn host(&self) -> HostId {
@@ -39,7 +54,7 @@ impl IdleRead {
 
     /// Whether it came from this host, and with this key.
     pub(crate) fn is_of(&self, host: &Host) -> bool {
-        *self == Self::of(host)
+        self.host == host.id && self.key_hash == hash_of_key(&host.key)
     }
 }
 

@@ -67,6 +67,9 @@ impl Process {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").context("listen")?;
         let address = listener.local_addr()?;
         let identity = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+        let mut config = Config::default();
+        // A held read would measure the hold.
+        config.osquery.distributed_hold = Duration::ZERO;
         let start = StartWorker {
             slot: SlotIndex(0),
             generation: Generation(0),
@@ -87,7 +90,7 @@ impl Process {
             }),
             link_path,
             tunnel_path: dir.path().join("no-tunnel.sock"),
-            config: Config::default(),
+            config,
         };
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
