@@ -1,7 +1,10 @@
 //! Every agent endpoint, the way a good agent uses it.
 
+use std::io::Read as _;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use flate2::read::GzDecoder;
 use fleet_tests::gateway::{Gateway, read};
 use fleet_tests::https::{Answer, enroll_body};
 use fleet_tests::wait;
@@ -345,6 +348,34 @@ spec:
     for _ in 0..20 {
         assert_eq!(config().body, answer.body);
     }
+}
+
+#[test]
+fn an_agent_that_takes_gzip_gets_the_same_config() {
+    let gateway = Gateway::start();
+    let key = gateway.https.enroll(&gateway.secret(), "web-1");
+    let sql = format!("SELECT 1 -- {}", "x".repeat(2000));
+    gateway.apply(&format!(
+        "apiVersion: v1\nkind: query\nspec: {{name: long, query: \"{sql}\", interval: 600}}\n"
+    ));
+    let body = json!({ "node_key": key }).to_string();
+    let config = |headers: &str| {
+        let path = "/api/osquery/config";
+        gateway.https.post_bytes(path, headers, body.as_bytes())
+    };
+    let plain = wait::until("the config has the query", || {
+        let answer = config("").unwrap();
+        (answer.body.len() > 2000).then_some(answer)
+    });
+    assert_eq!(plain.header("content-encoding"), None);
+    let gzip = config("Accept-Encoding: gzip\r\n").unwrap();
+    assert_eq!(gzip.header("content-encoding"), Some("gzip"));
+    assert!(gzip.body.len() < 1000, "{} bytes", gzip.body.len());
+    let mut inflated = Vec::new();
+    GzDecoder::new(&gzip.body[..])
+        .read_to_end(&mut inflated)
+        .unwrap();
+    assert_eq!(inflated, plain.body);
 }
 
 #[test]

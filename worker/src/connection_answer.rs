@@ -59,7 +59,14 @@ impl Connection {
         }
         let text = &mut scratch.text;
         text.clear();
-        http::write_answer_head(text, response.status, response.body.len(), is_kept_alive);
+        let length = response.body.len();
+        http::write_answer_head(
+            text,
+            response.status,
+            length,
+            response.is_gzip,
+            is_kept_alive,
+        );
         self.unsent = response.body;
         let room = RECORD_BYTES_MAX.saturating_sub(text.len());
         let first = self.unsent.split_to(self.unsent.len().min(room));

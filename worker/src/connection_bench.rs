@@ -100,6 +100,7 @@ pub(super) fn ok(body: &str) -> Response {
     Response {
         status: 200,
         body: Bytes::copy_from_slice(body.as_bytes()),
+        is_gzip: false,
         must_cut: false,
         outcome: Outcome::Alone,
     }
@@ -110,6 +111,7 @@ fn refusal(route: Option<Route>, reject: Reject) -> Response {
     Response {
         status: answer.status,
         body: Bytes::from_static(answer.body.as_bytes()),
+        is_gzip: false,
         must_cut: reject.must_cut(route),
         outcome: Outcome::Refused,
     }

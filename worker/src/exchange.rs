@@ -23,6 +23,7 @@ use fleet_protocol::reject::Reject;
 use fleet_protocol::stats::Outcome;
 use serde_json::{Map, Value, json};
 
+use crate::answers::Content;
 use crate::body;
 use crate::client_certificate::Certified;
 use crate::holds::IdleRead;
@@ -43,6 +44,8 @@ pub(crate) struct Head<'a> {
     pub(crate) node_key: Option<&'a str>,
     pub(crate) content_length: u64,
     pub(crate) is_gzip: bool,
+    /// The answer may be gzip.
+    pub(crate) accepts_gzip: bool,
     /// Who sent it; behind a balancer, the balancer's client.
     pub(crate) client: IpAddr,
     /// Whose certificate the connection was made with.
@@ -64,6 +67,8 @@ pub(crate) struct Response {
     pub(crate) status: u16,
     /// A JSON object, never empty.
     pub(crate) body: Bytes,
+    /// Whether the body is compressed.
+    pub(crate) is_gzip: bool,
     /// Close without an answer.
     pub(crate) must_cut: bool,
     pub(crate) outcome: Outcome,
@@ -98,7 +103,7 @@ impl Future for Pending {
 enum Task {
     CarveBegin(Box<CarveBegin>),
     CarveBlock(CarveBlock),
-    Config,
+    Config { accepts_gzip: bool },
     Enroll(Box<Enroll>),
     Log(Lines),
     Read,
@@ -181,6 +186,7 @@ pub(crate) fn refuse(state: &State, route: Option<Route>, reject: Reject) -> Res
     Response {
         status: answer.status,
         body: Bytes::from_static(answer.body.as_bytes()),
+        is_gzip: false,
         must_cut: reject.must_cut(route),
         outcome: Outcome::Refused,
     }
@@ -219,7 +225,13 @@ fn parse(
     let text = body::text(body);
     let malformed = |_: Malformed| Reject::BodyMalformed;
     let (body_key, task) = match head.route {
-        Route::Config => (body::node_key(&text).map_err(malformed)?, Task::Config),
+        Route::Config => {
+            let accepts_gzip = head.accepts_gzip;
+            (
+                body::node_key(&text).map_err(malformed)?,
+                Task::Config { accepts_gzip },
+            )
+        }
         Route::Read => (body::node_key(&text).map_err(malformed)?, Task::Read),
         Route::Enroll => {
             let enroll = body::enroll(&text, head.client).map_err(malformed)?;
@@ -323,7 +335,7 @@ fn serve(
 
 /// What the worker can say by itself.
 enum Alone {
-    Answer(Bytes),
+    Answer(Content),
     /// To a read.
     NothingDue,
     Ask(Request),
@@ -332,20 +344,20 @@ enum Alone {
 fn alone(state: &State, host: &Host, task: Task, now: Instant) -> Result<Alone, Reject> {
     state.seen.borrow_mut().mark(host.id);
     Ok(match task {
-        Task::Config => {
-            let config = state.table.borrow().config(host.answer);
+        Task::Config { accepts_gzip } => {
+            let config = state.table.borrow().config(host.answer, accepts_gzip);
             // The feed tells answers before their hosts; without one, nothing but "later" is true.
             Alone::Answer(config.ok_or(Reject::ControlUnavailable)?)
         }
         Task::Read if state.unix_seconds(now) < host.work_due_at => Alone::NothingDue,
         Task::Read => Alone::Ask(Request::Read(host.id)),
-        Task::Write(results, _) if results.is_empty() => Alone::Answer(EMPTY_OBJECT),
+        Task::Write(results, _) if results.is_empty() => Alone::Answer(EMPTY_OBJECT.into()),
         Task::Write(results, address) => Alone::Ask(Request::Write(Write {
             host: host.id,
             address,
             results,
         })),
-        Task::Log(lines) if lines.count == 0 => Alone::Answer(EMPTY_OBJECT),
+        Task::Log(lines) if lines.count == 0 => Alone::Answer(EMPTY_OBJECT.into()),
         Task::Log(lines) => Alone::Ask(Request::Log(Log {
             host: host.id,
             log_type: lines.log_type,
@@ -372,7 +384,7 @@ impl Task {
                 .map(|result| result.rows.len() + result.stats.len() + result.message.len())
                 .sum(),
             Self::CarveBlock(block) => block.data.len(),
-            Self::CarveBegin(_) | Self::Config | Self::Enroll(_) | Self::Read => 0,
+            Self::CarveBegin(_) | Self::Config { .. } | Self::Enroll(_) | Self::Read => 0,
         }
     }
 }
@@ -415,10 +427,12 @@ fn respond(state: &State, route: Route, answer: Answer) -> Response {
     accepted(body, Outcome::Control)
 }
 
-fn accepted(body: Bytes, outcome: Outcome) -> Response {
+fn accepted(body: impl Into<Content>, outcome: Outcome) -> Response {
+    let Content { bytes, is_gzip } = body.into();
     Response {
         status: 200,
-        body,
+        body: bytes,
+        is_gzip,
         must_cut: false,
         outcome,
     }

@@ -25,6 +25,7 @@ fn head(route: Route, node_key: Option<&str>) -> Head<'_> {
         node_key,
         content_length: 2,
         is_gzip: false,
+        accepts_gzip: false,
         client: [127, 0, 0, 1].into(),
         certified: None,
     }

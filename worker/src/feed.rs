@@ -4,12 +4,11 @@
 //! what it touched is not overwritten by a later piece of the load. A pair takes the place of the other only when the
 //! load is complete; a load that breaks off leaves no trace.
 
-use bytes::Bytes;
 use fleet_protocol::feed::{Change, Feed, Host, Load};
 use fleet_protocol::ids::{AnswerId, FeedSeq, HostId, NodeKeyHash, UnixSeconds};
 use hashbrown::{HashMap, HashSet};
 
-use crate::answers::Answers;
+use crate::answers::{Answers, Content};
 use crate::hosts::Hosts;
 
 /// All that a worker knows to answer alone.
@@ -51,8 +50,8 @@ impl Table {
         self.serving.hosts.by_id(id)
     }
 
-    pub(crate) fn config(&self, id: AnswerId) -> Option<Bytes> {
-        self.serving.answers.get(id)
+    pub(crate) fn config(&self, id: AnswerId, accepts_gzip: bool) -> Option<Content> {
+        self.serving.answers.get(id, accepts_gzip)
     }
 
     pub(crate) fn hosts_len(&self) -> usize {
@@ -189,6 +188,7 @@ mod tests {
     use super::*;
     use crate::hosts::test_host;
     use crate::state::hash_node_key;
+    use bytes::Bytes;
 
     fn piece(load: Load, seq: u64, changes: Vec<Change>) -> Feed {
         Feed {
@@ -242,8 +242,8 @@ mod tests {
         assert_eq!(table.position(), Some(FeedSeq(11)));
         assert!(!knows(&table, "one"));
         assert_eq!(table.host(&hash_node_key("two")).unwrap().work_due_at, at);
-        assert_eq!(table.config(AnswerId(2)).unwrap(), "{\"a\":1}");
-        assert_eq!(table.config(AnswerId(1)), None);
+        assert_eq!(table.config(AnswerId(2), false).unwrap().bytes, "{\"a\":1}");
+        assert_eq!(table.config(AnswerId(1), false), None);
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(table.position(), Some(FeedSeq(10)));
         apply(&mut table, Load::End, 20, Vec::new());
         assert!(!knows(&table, "one") && knows(&table, "three"));
-        assert_eq!(table.config(AnswerId(1)), None);
+        assert_eq!(table.config(AnswerId(1), false), None);
         assert_eq!((table.hosts_len(), table.answers_len()), (1, 1));
         assert_eq!(table.position(), Some(FeedSeq(20)));
     }
@@ -285,7 +285,10 @@ mod tests {
         apply(&mut table, Load::End, 20, rest);
         assert!(!knows(&table, "one"), "forgotten during the load");
         assert!(knows(&table, "four"), "enrolled during the load");
-        assert_eq!(table.config(AnswerId(1)).unwrap(), "{\"new\":1}");
+        assert_eq!(
+            table.config(AnswerId(1), false).unwrap().bytes,
+            "{\"new\":1}"
+        );
         assert_eq!(table.host(&hash_node_key("two")).unwrap().work_due_at, at);
         assert_eq!(table.position(), Some(FeedSeq(21)));
     }

@@ -38,6 +38,8 @@ pub(crate) struct RequestHead {
     /// Where in the head the key stands that follows `Authorization: NodeKey`.
     pub(crate) node_key: Option<Range<usize>>,
     pub(crate) is_gzip: bool,
+    /// The client takes a gzip answer.
+    pub(crate) accepts_gzip: bool,
     /// The client asks for reuse in so many words.
     pub(crate) wants_keep_alive: bool,
     /// HTTP's own rule reuses the connection: 1.1, and nothing was said against it.
@@ -102,6 +104,7 @@ fn read_fields(
         framing: Framing::Length(0),
         node_key: None,
         is_gzip: false,
+        accepts_gzip: false,
         wants_keep_alive: false,
         is_persistent: false,
         expects_continue: false,
@@ -127,6 +130,8 @@ fn read_fields(
         } else if field.name.eq_ignore_ascii_case("content-encoding") {
             found.is_gzip =
                 value.eq_ignore_ascii_case(b"gzip") || value.eq_ignore_ascii_case(b"x-gzip");
+        } else if field.name.eq_ignore_ascii_case("accept-encoding") {
+            found.accepts_gzip = has_token(value, b"gzip");
         } else if field.name.eq_ignore_ascii_case("connection") {
             found.wants_keep_alive |= has_token(value, b"keep-alive");
             wants_close |= has_token(value, b"close");
@@ -346,6 +351,7 @@ pub(crate) fn write_answer_head(
     out: &mut Vec<u8>,
     status: u16,
     body_bytes: usize,
+    is_gzip: bool,
     is_kept_alive: bool,
 ) {
     let (reason, allow) = match status {
@@ -373,6 +379,11 @@ pub(crate) fn write_answer_head(
         reason,
         "\r\nContent-Type: application/json\r\n",
         allow,
+        if is_gzip {
+            "Content-Encoding: gzip\r\n"
+        } else {
+            ""
+        },
         "Content-Length: ",
         length_digits.format(body_bytes),
         end,

@@ -32,6 +32,7 @@ fn reads_what_osquery_sends() {
             framing: Framing::Length(21),
             node_key: head.node_key.clone(),
             is_gzip: true,
+            accepts_gzip: false,
             wants_keep_alive: false,
             is_persistent: true,
             expects_continue: false,
@@ -120,6 +121,8 @@ fn fields_are_read_leniently_where_that_is_safe() {
     assert!(!head_of("Connection: keep-alive\r\nConnection: close\r\n").wants_keep_alive);
     assert!(head_of("Expect: 100-Continue\r\n").expects_continue);
     assert!(!head_of("Content-Encoding: identity\r\n").is_gzip);
+    assert!(head_of("Accept-Encoding: deflate, gzip\r\n").accepts_gzip);
+    assert!(!head_of("Accept-Encoding: gzip;q=0\r\n").accepts_gzip);
     for (value, is_key) in [
         ("NodeKey abc", true),
         ("nodekey   abc  ", true),
@@ -191,11 +194,22 @@ fn chunked_framing_is_strict() {
 #[test]
 fn answers_say_close_in_lower_case() {
     let mut out = Vec::new();
-    write_answer_head(&mut out, 405, 2, false);
+    write_answer_head(&mut out, 405, 2, false, false);
     assert_eq!(
         String::from_utf8(out).unwrap(),
         "HTTP/1.1 405 Method Not Allowed\r\nContent-Type: application/json\r\nAllow: POST\r\n\
          Content-Length: 2\r\nConnection: close\r\n\r\n"
+    );
+}
+
+#[test]
+fn answers_say_that_they_are_compressed() {
+    let mut out = Vec::new();
+    write_answer_head(&mut out, 200, 65_536, true, true);
+    assert_eq!(
+        String::from_utf8(out).unwrap(),
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\n\
+         Content-Length: 65536\r\nConnection: keep-alive\r\n\r\n"
     );
 }
 

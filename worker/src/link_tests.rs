@@ -50,6 +50,7 @@ fn request(state: &State, route: Route, body: &str, now: Instant) -> Reply {
         node_key: None,
         content_length: body.len() as u64,
         is_gzip: false,
+        accepts_gzip: false,
         client: [127, 0, 0, 1].into(),
         certified: None,
     };

@@ -109,6 +109,7 @@ impl Request {
             node_key: key.and_then(|key| std::str::from_utf8(key).ok()),
             content_length: self.body_bytes(),
             is_gzip: self.head.is_gzip,
+            accepts_gzip: self.head.accepts_gzip,
             client: sender.client,
             certified: sender.certified,
         }
