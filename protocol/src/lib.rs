@@ -27,5 +27,6 @@ pub mod secret;
 pub mod slot;
 pub mod stats;
 pub mod tickets;
+mod tls_stats;
 pub mod trusted_proxies;
 pub mod weight;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::Route;
 use crate::link::BatchKind;
 use crate::reject::Reject;
+pub use crate::tls_stats::{TlsFailure, TlsSession};
 
 /// Upper bounds of the histogram buckets, in microseconds; the last bucket has none.
 pub const BUCKET_BOUNDS_US: [u64; 14] = [
@@ -273,6 +274,10 @@ pub struct WorkerStats {
     pub held_reads: u32,
     /// Held reads by [`HoldEnd`].
     pub hold_ends: [u64; HoldEnd::ALL.len()],
+    /// Connections that failed in TLS, by [`TlsFailure`].
+    pub tls_failures: [u64; TlsFailure::ALL.len()],
+    /// Handshakes that were done, by [`TlsSession`].
+    pub tls_sessions: [u64; TlsSession::ALL.len()],
 }
 
 /// One listener's counters since its worker got it, and its gauges now.

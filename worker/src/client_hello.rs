@@ -21,12 +21,17 @@ pub(crate) enum Look {
     Partial,
     /// A whole ClientHello.
     Whole { offers_alpn: bool },
+    /// HTTP without TLS: a letter, with which no record begins.
+    PlainHttp,
     /// Something else, or too much of it.
     Opaque,
 }
 
 /// Looks at the first bytes of a connection, fewer than [`WAITING_BYTES_MAX`] while they wait.
 pub(crate) fn look(bytes: &[u8]) -> Look {
+    if bytes.first().is_some_and(u8::is_ascii_uppercase) {
+        return Look::PlainHttp;
+    }
     let message = Message {
         records: bytes,
         fragment: &[],

@@ -73,7 +73,7 @@ fn a_hello_without_extensions_is_whole() {
 #[test]
 fn what_is_none_is_handed_on_at_once() {
     let wire = hello(&rustls::version::TLS13, &[]);
-    for (at, byte) in [(0, 21), (0, b'G'), (1, 2), (5, 2)] {
+    for (at, byte) in [(0, 21), (0, b'g'), (1, 2), (5, 2)] {
         let mut other = wire.clone();
         other[at] = byte;
         assert_eq!(look(&other[..=at]), Look::Opaque, "{at}");
@@ -95,6 +95,13 @@ fn what_is_none_is_handed_on_at_once() {
     body.extend([7; 32]);
     body.extend([0, 0xff, 0xff, 0xc0, 0x2b, 1, 0]);
     assert_eq!(look(&message(&body)), Look::Opaque);
+}
+
+#[test]
+fn plain_http_is_known_by_its_first_letter() {
+    for text in ["G", "POST /api/osquery/log HTTP/1.1\r\n"] {
+        assert_eq!(look(text.as_bytes()), Look::PlainHttp);
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use fleet_protocol::limits;
 use fleet_protocol::networks::Networks;
 use fleet_protocol::reject::Reject;
-use fleet_protocol::stats::{Handshake, ProxyHeader};
+use fleet_protocol::stats::{Handshake, ProxyHeader, TlsFailure, TlsSession};
 
 use crate::buffers::{self, Scratch};
 use crate::client_certificate::Certified;
@@ -50,6 +50,8 @@ pub(crate) struct Connection {
     /// The peer has closed its side, in TLS.
     is_peer_done: bool,
     handshake: Option<Handshake>,
+    tls_session: Option<TlsSession>,
+    tls_failure: Option<TlsFailure>,
     proxy_header: Option<ProxyHeader>,
 }
 
@@ -77,6 +79,8 @@ impl Connection {
             is_flushing: false,
             is_peer_done: false,
             handshake: None,
+            tls_session: None,
+            tls_failure: None,
             proxy_header: None,
         };
         match balancers {
@@ -142,16 +146,13 @@ impl Connection {
         match opened {
             Ok(opened) => self.is_peer_done |= opened.is_end,
             Err(error) => {
-                tracing::debug!(peer = %self.peer, %error, "connection fails in TLS");
-                if matches!(self.phase, Phase::Handshake) {
-                    self.handshake = Some(Handshake::Failed);
-                }
-                self.finish(now);
+                self.fail_tls(&error, now);
                 return;
             }
         }
         if matches!(self.phase, Phase::Handshake) && !self.layer.is_handshaking() {
             self.handshake = Some(Handshake::Done);
+            self.tls_session = self.layer.session();
             let leaf = self.layer.client_certificate();
             self.certified = leaf.and_then(Certified::of).map(Box::new);
             self.phase = Phase::Head { scanned: 0 };
@@ -454,6 +455,8 @@ impl Connection {
 mod answer;
 #[path = "connection_preface.rs"]
 mod preface;
+#[path = "connection_tls.rs"]
+mod tls_begin;
 
 #[cfg(test)]
 #[path = "connection_tests.rs"]

@@ -70,6 +70,7 @@ impl Connection {
                 }
                 return;
             }
+            Look::PlainHttp => return self.refuse_plain_http(scratch, now),
             Look::Whole { offers_alpn: true } => &terms.others,
             Look::Whole { offers_alpn: false } | Look::Opaque => &terms.agents,
         };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fleet_protocol::config::{ClientAuth, Config, PostQuantum};
 use fleet_protocol::slot::{ClientTrust, StartTls};
+use fleet_protocol::stats::{TlsFailure, TlsSession, WorkerStats};
 use fleet_protocol::tickets::TicketKey;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
@@ -129,6 +130,14 @@ impl Authority {
         Self { issuer, pem }
     }
 
+    fn roots(&self) -> rustls::RootCertStore {
+        use rustls_pki_types::pem::PemObject as _;
+        let certificate = rustls_pki_types::CertificateDer::from_pem_slice(self.pem.as_bytes());
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate.unwrap()).unwrap();
+        roots
+    }
+
     /// A client's configuration with a certificate of this authority.
     fn client(
         &self,
@@ -230,5 +239,201 @@ fn certificates_of_clients_are_required_or_accepted() {
                 }
             }
         }
+    }
+}
+
+fn counted(bench: &mut Bench) -> (Vec<TlsFailure>, Vec<TlsSession>) {
+    let stats = std::cell::RefCell::default();
+    bench.connection.count_tls(&stats);
+    bench.connection.count_tls(&stats);
+    let stats: WorkerStats = stats.into_inner();
+    let failures = TlsFailure::ALL.into_iter().zip(stats.tls_failures);
+    let sessions = TlsSession::ALL.into_iter().zip(stats.tls_sessions);
+    (
+        failures
+            .filter(|(_, count)| *count > 0)
+            .map(|(of, _)| of)
+            .collect(),
+        sessions
+            .filter(|(_, count)| *count > 0)
+            .map(|(of, _)| of)
+            .collect(),
+    )
+}
+
+#[test]
+fn handshakes_are_counted_by_version_and_kind() {
+    use TlsSession::{Full12, Full13, Resumed12, Resumed13, Retried13};
+    let server = Config::default();
+    for (version, first, second) in [(TLS12, Full12, Resumed12), (TLS13, Full13, Resumed13)] {
+        let config = browser(version);
+        for expected in [first, second] {
+            let mut bench = bench_with(&start_tls(), &server, &config);
+            bench.say(&post(READ, "", BODY));
+            assert_eq!(counted(&mut bench), (vec![], vec![expected]));
+        }
+    }
+    // A client whose first share is for a group that is not taken.
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.kx_groups = vec![
+        rustls::crypto::aws_lc_rs::kx_group::SECP384R1,
+        rustls::crypto::aws_lc_rs::kx_group::SECP256R1,
+    ];
+    let config = Arc::new(bench::client_config_of(provider, TLS13));
+    let mut bench = bench_with(&start_tls(), &server, &config);
+    bench.say(&post(READ, "", BODY));
+    assert_eq!(counted(&mut bench), (vec![], vec![Retried13]));
+}
+
+#[test]
+fn failures_are_counted_by_what_failed() {
+    let modern = Config {
+        server: Server {
+            tls_compatibility: fleet_protocol::config::TlsCompatibility::Modern,
+            ..Server::default()
+        },
+        ..Config::default()
+    };
+    let with = |change: fn(&mut rustls::crypto::CryptoProvider)| {
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        change(&mut provider);
+        Arc::new(bench::client_config_of(provider, TLS13))
+    };
+    let only_h2 = {
+        let mut config = client_config(TLS13);
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Arc::new(config)
+    };
+    let usual = Config::default();
+    for (start, server, client, expected) in [
+        (
+            start_tls(),
+            &modern,
+            Arc::new(client_config(TLS12)),
+            TlsFailure::NoCommonVersion,
+        ),
+        (
+            start_tls(),
+            &usual,
+            with(|provider| {
+                provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::SECP384R1];
+            }),
+            TlsFailure::NoCommonGroup,
+        ),
+        (start_tls(), &usual, only_h2, TlsFailure::NoCommonProtocol),
+        (
+            start_tls(),
+            &usual,
+            stranger(),
+            TlsFailure::AuthorityUnknown,
+        ),
+    ] {
+        fails(&start, server, &client, expected);
+    }
+}
+
+fn fails(start: &StartTls, server: &Config, client: &Arc<ClientConfig>, expected: TlsFailure) {
+    let mut bench = bench_with(start, server, client);
+    bench.say(&post(READ, "", BODY));
+    // What the client has to say about it.
+    bench.say("");
+    assert_eq!(
+        counted(&mut bench),
+        (vec![expected], vec![]),
+        "{expected:?}"
+    );
+    assert_eq!(bench.requests, []);
+}
+
+#[test]
+fn certificates_of_clients_that_fail_are_counted() {
+    let ours = Authority::new("ours");
+    let mut asking = start_tls();
+    asking.client_trust = Some(ClientTrust {
+        ca_pem: ours.pem.clone(),
+        crl_pem: ours.revoke(7),
+    });
+    let server = Config::default();
+    for (client, expected) in [
+        (
+            Arc::new(client_config(TLS13)),
+            TlsFailure::CertificateMissing,
+        ),
+        (ours.client("a", 7, TLS13), TlsFailure::CertificateRevoked),
+        (
+            Authority::new("others").client("a", 1, TLS13),
+            TlsFailure::CertificateUntrusted,
+        ),
+    ] {
+        fails(&asking, &server, &client, expected);
+    }
+}
+
+/// Trusts nobody.
+fn stranger() -> Arc<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[TLS13])
+        .unwrap()
+        .with_root_certificates(Authority::new("other").roots())
+        .with_no_client_auth();
+    Arc::new(config)
+}
+
+#[test]
+fn what_is_not_tls_is_counted_and_plain_http_is_answered() {
+    // A hello of TLS 1.1: one cipher suite, two extensions, no word of signatures.
+    let mut old = b"\x16\x03\x01\x00\x3a\x01\x00\x00\x36\x03\x02".to_vec();
+    old.extend([7; 32]);
+    old.extend(b"\x00\x00\x02\xc0\x09\x01\x00");
+    old.extend(b"\x00\x0b\x00\x0b\x00\x02\x01\x00\xff\x01\x00\x01\x00");
+    for (bytes, expected) in [
+        (&old[..], TlsFailure::NoCommonVersion),
+        (b"GET / HTTP/1.1\r\nHost: f\r\n\r\n", TlsFailure::PlainHttp),
+        (b"\x05\x01\x00", TlsFailure::NotTls),
+        (
+            b"\x16\x03\x01\x00\x04\x02\x00\x00\x00",
+            TlsFailure::Malformed,
+        ),
+    ] {
+        let mut bench = Bench::tls(TLS13);
+        bench.client = None;
+        bench.receive(bytes);
+        bench.receive(b"\r\n\r\n\r\n");
+        assert_eq!(
+            counted(&mut bench),
+            (vec![expected], vec![]),
+            "{expected:?}"
+        );
+        assert_eq!(bench.connection.take_handshake(), None, "counted above");
+        if expected == TlsFailure::PlainHttp {
+            let heard = bench.heard();
+            assert!(heard.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{heard}");
+            let (_, body) = heard.split_once("\r\n\r\n").unwrap();
+            let body: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert!(body["error"].is_string());
+            assert!(!bench.is_closed, "the peer closes first");
+        }
+    }
+}
+
+#[test]
+fn peers_that_vanish_are_no_failures() {
+    for version in [TLS12, TLS13] {
+        let mut bench = Bench::tls(version);
+        bench.say(&post(READ, REUSE, BODY));
+        counted(&mut bench);
+        // Neither close_notify nor anything else.
+        bench.connection.receive_end();
+        bench.drive();
+        assert!(bench.is_closed);
+        assert_eq!(counted(&mut bench), (vec![], vec![]));
+        // One with close_notify.
+        let mut bench = Bench::tls(version);
+        bench.say(&post(READ, REUSE, BODY));
+        counted(&mut bench);
+        bench.client.as_mut().unwrap().send_close_notify();
+        bench.say("");
+        assert_eq!(counted(&mut bench), (vec![], vec![]));
     }
 }

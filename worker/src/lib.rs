@@ -43,6 +43,7 @@ mod stream;
 mod terms;
 mod ticketer;
 mod tls;
+mod tls_failure;
 mod tunnel;
 mod waiting;
 mod window;

@@ -156,12 +156,7 @@ impl Session {
         if let Some(outcome) = self.connection.take_proxy_header() {
             self.count_proxy_header(&worker, outcome);
         }
-        if let Some(handshake) = self.connection.take_handshake() {
-            let mut stats = worker.state.stats.borrow_mut();
-            if let Some(count) = stats.handshakes.get_mut(handshake as usize) {
-                *count += 1;
-            }
-        }
+        self.connection.count_tls(&worker.state.stats);
         self.connection.settle(&mut scratch);
         scratch.trim();
         if result.is_pending()

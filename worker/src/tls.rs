@@ -4,10 +4,12 @@
 
 use std::sync::Arc;
 
+use fleet_protocol::stats::TlsSession;
 use rustls::server::{ServerConfig, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic,
 };
+use rustls::{HandshakeKind, ProtocolVersion};
 use rustls_pki_types::CertificateDer;
 
 /// A record's header, nonce, content type and tag, in either version; rounded up.
@@ -66,6 +68,22 @@ impl Layer {
             Self::Plain => None,
             Self::Tls { session, .. } => session.peer_certificates()?.first(),
         }
+    }
+
+    /// How the handshake was done, once it is over.
+    pub(crate) fn session(&self) -> Option<TlsSession> {
+        let Self::Tls { session, .. } = self else {
+            return None;
+        };
+        Some(
+            match (session.protocol_version()?, session.handshake_kind()?) {
+                (ProtocolVersion::TLSv1_2, HandshakeKind::Resumed) => TlsSession::Resumed12,
+                (ProtocolVersion::TLSv1_2, _) => TlsSession::Full12,
+                (_, HandshakeKind::Resumed) => TlsSession::Resumed13,
+                (_, HandshakeKind::FullWithHelloRetryRequest) => TlsSession::Retried13,
+                _ => TlsSession::Full13,
+            },
+        )
     }
 
     /// Decrypts `input` in place. Content is appended to `plain`; what TLS itself has to say goes to `out`, the alert of

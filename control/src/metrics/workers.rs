@@ -7,7 +7,8 @@ use fleet_protocol::link::BatchKind;
 use fleet_protocol::reject::Reject;
 use fleet_protocol::slot::{Gateway, SlotState, SlotView};
 use fleet_protocol::stats::{
-    BatchStats, Handshake, Histogram, HoldEnd, Outcome, ProxyHeader, WorkerStats,
+    BatchStats, Handshake, Histogram, HoldEnd, Outcome, ProxyHeader, TlsFailure, TlsSession,
+    WorkerStats,
 };
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -36,6 +37,7 @@ impl Collector for Workers {
         addresses::write(page, &self.0)?;
         gauges(page, &slots)?;
         connections(page, &slots)?;
+        tls(page, &slots)?;
         exchanges(page, &slots)?;
         batches(page, &slots)
     }
@@ -226,6 +228,39 @@ fn connections(page: &mut Page<'_>, slots: &Slots<'_>) -> Result<(), Error> {
                 .into_iter()
                 .zip(view.stats.handshakes)
                 .map(|(outcome, count)| ([slot.as_str(), outcome.label()], count))
+        }),
+    )
+}
+
+fn tls(page: &mut Page<'_>, slots: &Slots<'_>) -> Result<(), Error> {
+    page.counter(
+        Name {
+            name: "fleet_gateway_tls_failures",
+            help: "Connections that failed in TLS, by reason.",
+            labels: ["slot", "kind"],
+        },
+        None,
+        slots.iter().flat_map(|(slot, view)| {
+            TlsFailure::ALL
+                .into_iter()
+                .zip(view.stats.tls_failures)
+                .map(|(failure, count)| ([slot.as_str(), failure.label()], count))
+        }),
+    )?;
+    page.counter(
+        Name {
+            name: "fleet_gateway_tls_handshakes",
+            help: "TLS handshakes that were done, full or resumed from a ticket, by version.",
+            labels: ["slot", "version", "kind"],
+        },
+        None,
+        slots.iter().flat_map(|(slot, view)| {
+            TlsSession::ALL
+                .into_iter()
+                .zip(view.stats.tls_sessions)
+                .map(|(session, count)| {
+                    ([slot.as_str(), session.version(), session.label()], count)
+                })
         }),
     )
 }
