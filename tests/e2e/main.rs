@@ -17,4 +17,5 @@ mod plan;
 mod preflight;
 mod proxied;
 mod spread;
+mod tls;
 mod tune;
