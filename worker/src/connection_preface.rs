@@ -179,6 +179,10 @@ impl Connection {
             let text = self.plain.get(..head.head_bytes).unwrap_or_default();
             self.client = http::client_address(text, trusted, peer);
         }
+        // What a proxy shows is its own certificate, whoever sends requests through it.
+        if self.client != peer || trusted.knows(peer) {
+            self.certified = None;
+        }
         // Agents speak TLS: who does not, or has a proxy's address, is a balancer.
         if matches!(self.layer, Layer::Plain) || trusted.knows(peer) {
             head.wants_keep_alive |= head.is_persistent;

@@ -242,6 +242,32 @@ fn certificates_of_clients_are_required_or_accepted() {
     }
 }
 
+#[test]
+fn a_proxys_certificate_is_no_agents() {
+    let ours = Authority::new("ours");
+    let mut start = start_tls();
+    start.client_trust = Some(ClientTrust {
+        ca_pem: ours.pem.clone(),
+        crl_pem: String::new(),
+    });
+    let forwarded = "X-Forwarded-For: 198.51.100.7\r\n";
+    for (trusted_proxies, fields, is_agent) in [
+        ("", forwarded, true),
+        ("10.0.0.0/8", forwarded, true),
+        ("192.0.2.0/24", "", false),
+        ("1", forwarded, false),
+    ] {
+        let mut server = Config::default();
+        server.server.trusted_proxies = trusted_proxies.into();
+        let client = ours.client("balancer", 1, TLS13);
+        let mut bench = bench_with(&start, &server, &client);
+        bench.say(&post(READ, fields, BODY));
+        assert!(bench.heard().ends_with("{}"));
+        let is_certified = bench.connection.certified.is_some();
+        assert_eq!(is_certified, is_agent, "{trusted_proxies}");
+    }
+}
+
 fn counted(bench: &mut Bench) -> (Vec<TlsFailure>, Vec<TlsSession>) {
     let stats = std::cell::RefCell::default();
     bench.connection.count_tls(&stats);
