@@ -59,9 +59,10 @@ pub(crate) struct Options {
     /// Mean length of a log line in bytes
     #[arg(long, alias = "line_bytes", value_name = "N", default_value_t = 550)]
     line_bytes: u32,
-    /// Size the configuration for held reads, which are not built yet; the page shows both in any case
-    #[arg(long, alias = "held_reads")]
-    held_reads: bool,
+    /// Size the configuration for reads that are answered at once (osquery.distributed_hold: 0s); the page shows both in
+    /// any case
+    #[arg(long, alias = "no_held_reads")]
+    no_held_reads: bool,
     /// Print the table of common sizes beside Fleet's reference architectures instead
     #[arg(long, conflicts_with = "hosts")]
     table: bool,
@@ -131,7 +132,7 @@ impl Options {
             },
             lines_per_host_hour: self.lines_per_host_hour,
             line_bytes: self.line_bytes,
-            is_holding_reads: self.held_reads,
+            is_holding_reads: !self.no_held_reads,
         })
     }
 

@@ -78,7 +78,7 @@ pub struct Demand {
     pub lines_per_host_hour: f64,
     /// Mean length of a line.
     pub line_bytes: u32,
-    /// Advise for held reads.
+    /// Advise for reads that are held as by default, and not for `osquery.distributed_hold: 0s`.
     pub is_holding_reads: bool,
 }
 
@@ -168,8 +168,8 @@ pub struct Line {
     pub name: &'static str,
     /// Of both values.
     pub unit: Unit,
-    /// As this version works.
-    pub now: f64,
+    /// With reads that are answered at once.
+    pub at_once: f64,
     /// With held reads.
     pub held: f64,
     /// What it follows from.
@@ -183,7 +183,7 @@ pub struct Plan {
     pub demand: Demand,
     /// In the order in which people read them.
     pub lines: Vec<Line>,
-    /// What to configure, for held reads if the demand says so.
+    /// What to configure, with or without held reads as the demand says.
     pub advice: Advice,
 }
 
@@ -191,6 +191,15 @@ impl Plan {
     /// The line of that name.
     pub fn line(&self, name: &str) -> Option<&Line> {
         self.lines.iter().find(|line| line.name == name)
+    }
+
+    /// A line's value as the demand says.
+    pub fn advised(&self, line: &Line) -> f64 {
+        if self.demand.is_holding_reads {
+            line.held
+        } else {
+            line.at_once
+        }
     }
 }
 
@@ -217,12 +226,16 @@ pub fn plan(demand: Demand, figures: &Figures<'_>) -> Result<Plan, Error> {
         let load = load::Load::of(&demand, is_held, figures)?;
         size::Size::of(&demand, load, figures)
     };
-    let (now, held) = (column(false)?, column(true)?);
-    let chosen = if demand.is_holding_reads { &held } else { &now };
+    let (at_once, held) = (column(false)?, column(true)?);
+    let chosen = if demand.is_holding_reads {
+        &held
+    } else {
+        &at_once
+    };
     Ok(Plan {
         demand,
         advice: chosen.advice(&demand),
-        lines: lines::of(&demand, &now, &held),
+        lines: lines::of(&demand, &at_once, &held),
     })
 }
 

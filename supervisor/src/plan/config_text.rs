@@ -36,6 +36,9 @@ pub(super) fn of(plan: &Plan) -> String {
         advice.connections_per_worker
     );
     let _ = writeln!(out, "workers: {{count: {}}}", advice.workers);
+    if !plan.demand.is_holding_reads {
+        out.push_str("osquery: {distributed_hold: 0s}\n");
+    }
     let _ = writeln!(out, "tune: {{hosts: {}}}", advice.hosts);
     if advice.has_stores {
         out.push_str(

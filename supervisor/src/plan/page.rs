@@ -114,7 +114,7 @@ pub(super) fn text(plan: &Plan, profile: &str, measured: &Measured) -> String {
     };
     let mut out = format!(
         "Plan for {} hosts, profile {profile}: config {} s, read {} s, log {} s; {certificate};\n\
-         {} log lines of {} bytes a host and hour. HELD: with held reads, not built in this version.\n",
+         {} log lines of {} bytes a host and hour. HELD: with osquery.distributed_hold, the default.\n",
         count(demand.hosts),
         intervals.config_s,
         intervals.read_s,
@@ -123,7 +123,11 @@ pub(super) fn text(plan: &Plan, profile: &str, measured: &Measured) -> String {
         count(u64::from(demand.line_bytes)),
     );
     let mut legend = Legend::default();
-    let _ = writeln!(out, "{:<12}{:<34}{:>15}{:>15}  FROM", "", "", "NOW", "HELD");
+    let _ = writeln!(
+        out,
+        "{:<12}{:<34}{:>15}{:>15}  FROM",
+        "", "", "AT ONCE", "HELD"
+    );
     let mut group = "";
     for line in &plan.lines {
         let heading = if line.group == group { "" } else { line.group };
@@ -132,7 +136,7 @@ pub(super) fn text(plan: &Plan, profile: &str, measured: &Measured) -> String {
             out,
             "{heading:<12}{:<34}{:>15}{:>15}  {}",
             line.name,
-            shown(line, line.now),
+            shown(line, line.at_once),
             shown(line, line.held),
             legend.refer(&line.sources)
         );

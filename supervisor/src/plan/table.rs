@@ -59,7 +59,7 @@ fn row(size: &ReferenceSize, plan: &Plan) -> Vec<String> {
     let mut cells = vec![page::count(size.hosts)];
     cells.extend(COLUMNS.map(|(name, _)| {
         plan.line(name)
-            .map_or_else(String::new, |line| page::shown(line, line.now))
+            .map_or_else(String::new, |line| page::shown(line, plan.advised(line)))
     }));
     if size.servers.is_empty() {
         cells.push("none published".to_owned());

@@ -41,8 +41,8 @@ fn a_plan_fits_a_page() {
     for line in [
         "--hosts 300000",
         "--hosts 1 --cert rsa",
-        "--hosts 100000000 --interval-profile flagfile --cert rsa --lines-per-host-hour 1000000 --held-reads",
-        "--hosts 1000 --interval-profile custom --config-interval 7 --read-interval 11 --log-interval 13",
+        "--hosts 100000000 --interval-profile flagfile --cert rsa --lines-per-host-hour 1000000",
+        "--hosts 1000 --interval-profile custom --config-interval 7 --read-interval 11 --log-interval 13 --no-held-reads",
     ] {
         let page = printed(line);
         assert!(page.lines().count() <= 60, "{line}:\n{page}");
@@ -83,13 +83,7 @@ fn assert_memory_is_enough(config: &Config, plan: &Plan) {
     let permitted = plan.advice.machines
         * u64::from(config.workers.count)
         * u64::from(config.server.connections_per_worker_max);
-    let value = |line: &capacity::Line| {
-        if plan.demand.is_holding_reads {
-            line.held
-        } else {
-            line.now
-        }
-    };
+    let value = |line: &capacity::Line| plan.advised(line);
     let bytes = value(plan.line("connections").unwrap());
     let figure = Figures::new(measured().unwrap())
         .get(capacity::Figure::Connection)
@@ -103,7 +97,11 @@ fn assert_memory_is_enough(config: &Config, plan: &Plan) {
 #[test]
 fn the_configuration_of_every_size_is_good() {
     for size in capacity::REFERENCE_SIZES {
-        for more in ["", "--cert rsa", "--held-reads --interval-profile flagfile"] {
+        for more in [
+            "",
+            "--cert rsa",
+            "--no-held-reads --interval-profile flagfile",
+        ] {
             let line = format!("--hosts {} {more}", size.hosts);
             let page = printed(&line);
             let (_, yaml) = page.split_once("# Configuration").unwrap();
@@ -112,6 +110,8 @@ fn the_configuration_of_every_size_is_good() {
             assert_memory_is_enough(&config, &plan);
             assert_eq!(u64::from(config.workers.count), plan.advice.workers);
             assert_eq!(config.tune.hosts, plan.advice.hosts);
+            let is_holding = !config.osquery.distributed_hold.is_zero();
+            assert_eq!(is_holding, plan.demand.is_holding_reads);
             assert_eq!(
                 u64::from(config.server.connections_per_worker_max),
                 plan.advice.connections_per_worker
@@ -123,7 +123,7 @@ fn the_configuration_of_every_size_is_good() {
         }
     }
     // The largest that is planned.
-    let page = printed("--hosts 100000000 --interval-profile flagfile --held-reads");
+    let page = printed("--hosts 100000000 --interval-profile flagfile");
     let (_, yaml) = page.split_once("# Configuration").unwrap();
     checked(&format!("# {yaml}"));
 }
@@ -158,8 +158,8 @@ fn json_holds_values_and_sources() {
         .iter()
         .find(|line| line["name"] == "read requests")
         .unwrap();
-    assert_eq!(read["now"], 30_000.0);
-    assert_eq!(read["held"], 15_000.0);
+    assert_eq!(read["at_once"], 30_000.0);
+    assert_eq!(read["held"], 16_000.0);
     for line in lines {
         for source in line["sources"].as_array().unwrap() {
             let id = source.as_str().unwrap();

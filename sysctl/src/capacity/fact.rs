@@ -2,8 +2,6 @@
 
 /// Part of a core's time that a plan lets be used.
 pub(super) const UTILISATION: f64 = 0.5;
-/// How long a read is held, seconds.
-pub(super) const HELD_READ_S: f64 = 10.0;
 /// From accept to close of one exchange, seconds.
 pub(super) const OPEN_S: f64 = 0.4;
 /// Room for connections over the mean.
@@ -137,7 +135,7 @@ impl Fact {
             Self::OpenTime => "open 0.4 s: 4 round trips of 100 ms",
             Self::Burst => "4 x the mean, and no less than the default",
             Self::Permitted => "limit of each worker x all workers",
-            Self::Hold => "held for 10 s",
+            Self::Hold => "held for 7.5 to 10 s",
             Self::Reserve => "256 besides connections",
             Self::HostTables => "110 B in control, 77 B in each worker",
             Self::TwoTables => "twice while the feed loads",

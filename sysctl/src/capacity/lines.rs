@@ -11,7 +11,7 @@ type Part = fn(&Size) -> f64;
 
 /// Collects lines of two columns.
 struct Page<'a> {
-    now: &'a Size,
+    at_once: &'a Size,
     held: &'a Size,
     lines: Vec<Line>,
 }
@@ -29,7 +29,7 @@ impl Page<'_> {
             group,
             name,
             unit,
-            now: part(self.now),
+            at_once: part(self.at_once),
             held: part(self.held),
             sources,
         });
@@ -41,9 +41,9 @@ macro_rules! sources {
 }
 
 /// All of them.
-pub(super) fn of(demand: &Demand, now: &Size, held: &Size) -> Vec<Line> {
+pub(super) fn of(demand: &Demand, at_once: &Size, held: &Size) -> Vec<Line> {
     let mut page = Page {
-        now,
+        at_once,
         held,
         lines: Vec::new(),
     };

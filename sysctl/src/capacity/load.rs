@@ -1,9 +1,9 @@
 //! Requests a second, and the processor time that they take.
 
 use fleet_protocol::config::Config;
+use fleet_protocol::hold;
 use fleet_protocol::measured::Figure;
 
-use super::fact::HELD_READ_S;
 use super::{Certificate, Demand, Error, Figures, as_f64};
 
 /// Microseconds in a second.
@@ -41,7 +41,7 @@ impl Load {
     pub(super) fn of(demand: &Demand, is_held: bool, figures: &Figures<'_>) -> Result<Self, Error> {
         let hosts = as_f64(demand.hosts);
         let intervals = demand.intervals;
-        let hold_s = if is_held { HELD_READ_S } else { 0.0 };
+        let hold_s = if is_held { held_read_s() } else { 0.0 };
         let read = hosts / (f64::from(intervals.read_s) + hold_s);
         let config = hosts / f64::from(intervals.config_s);
         let lines = hosts * demand.lines_per_host_hour / 3600.0;
@@ -80,6 +80,11 @@ impl Load {
             enroll_s: hosts * (get(Figure::Enroll)? + rsa_s + details_s),
         })
     }
+}
+
+/// `osquery.distributed_hold`, in the mean over many hosts.
+fn held_read_s() -> f64 {
+    hold::mean(Config::default().osquery.distributed_hold).as_secs_f64()
 }
 
 /// `osquery.detail_update_interval`.
