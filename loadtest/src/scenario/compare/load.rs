@@ -272,14 +272,55 @@ pub(super) async fn hold(server: &Contestant, connections: u32) -> anyhow::Resul
     held.extend(steps::open(&server.crowd, key, rest).await?);
     tokio::time::sleep(SETTLE).await;
     let end = server.watch.sample();
-    let grown = |part: fn(&Sample) -> u64| {
-        let sum = |samples: &[Sample]| as_f64(samples.iter().map(part).sum());
-        (sum(&end) - sum(&begin)) / f64::from(rest)
-    };
     // Not before the look at memory.
     drop(held);
     Ok(Memory {
-        rss: grown(|sample| sample.rss_bytes),
-        pss: grown(|sample| sample.pss_bytes),
+        rss: growth(&begin, &end, |sample| sample.rss_bytes) / f64::from(rest),
+        pss: growth(&begin, &end, |sample| sample.pss_bytes) / f64::from(rest),
     })
+}
+
+/// Bytes by which processes grew. One that gave memory back meanwhile counts as unchanged: what it freed was not there
+/// for connections, and must not make them cheaper.
+fn growth(begin: &[Sample], end: &[Sample], part: fn(&Sample) -> u64) -> f64 {
+    let grown = end.iter().map(|end| {
+        let begin = begin.iter().find(|begin| begin.pid == end.pid);
+        part(end).saturating_sub(begin.map_or(0, part))
+    });
+    as_f64(grown.sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(pid: u32, rss_bytes: u64) -> Sample {
+        Sample {
+            pid,
+            name: String::new(),
+            cpu_us: 0,
+            rss_bytes,
+            anonymous_bytes: 0,
+            pss_bytes: 0,
+            descriptors: 0,
+        }
+    }
+
+    #[test]
+    fn what_one_process_frees_does_not_hide_what_another_takes() {
+        let begin = [sample(1, 900), sample(2, 100)];
+        let end = [sample(1, 500), sample(2, 350), sample(3, 50)];
+        let grown = growth(&begin, &end, |sample| sample.rss_bytes);
+        assert!((grown - 300.0).abs() < 1e-9, "{grown}");
+    }
+
+    #[test]
+    fn kinds_of_failures_are_bounded() {
+        let mut seen = Seen::default();
+        for number in 0..1000 {
+            seen.fail(format!("error {number}"), 1);
+        }
+        assert!(seen.failures.len() <= FAILURES_MAX + 1);
+        assert_eq!(seen.failures.values().sum::<u64>(), 1000);
+    }
 }
