@@ -7,7 +7,6 @@ use clap::ValueEnum;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite as suite, default_provider, kx_group};
-use rustls::server::NoServerSessionStorage;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -27,9 +26,9 @@ pub(crate) enum Versions {
 /// Which suite is taken of those that a client offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Suites {
-    /// The client's first, and sessions remembered: what rustls does when it is left alone.
+    /// The client's first: what rustls does when it is left alone.
     Shipped,
-    /// AES-128-GCM with SHA-256 first, whatever the client prefers, and no sessions: as the gateway does.
+    /// AES-128-GCM with SHA-256 first, whatever the client prefers: as the gateway does.
     Gateway,
 }
 
@@ -56,10 +55,7 @@ pub(crate) fn server_config(options: &super::Options) -> anyhow::Result<Arc<Serv
         .with_single_cert(chain, key)
         .context("certificate and key do not fit together")?;
     config.send_tls13_tickets = usize::from(options.tickets);
-    if options.suites == Suites::Gateway {
-        config.ignore_client_order = true;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-    }
+    config.ignore_client_order = options.suites == Suites::Gateway;
     Ok(Arc::new(config))
 }
 

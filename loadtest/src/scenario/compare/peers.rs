@@ -35,7 +35,7 @@ pub(super) enum Peer {
     Node,
     /// hyper on tokio-rustls, as rustls ships.
     Hyper,
-    /// The same with the gateway's order of suites, no sessions, and one ticket.
+    /// The same with the gateway's order of suites, and one ticket.
     HyperGateway,
 }
 
