@@ -138,6 +138,8 @@ pub struct Exchange {
     pub connections: u32,
     /// Sent a second time after a transport failure.
     pub is_resent: bool,
+    /// From the request's last byte to the answer's; zero without an answer. What a server holds open is in it.
+    pub waited: Duration,
     /// Bytes of the request's body.
     pub sent_bytes: usize,
     /// When it began.
@@ -384,6 +386,7 @@ impl Agent {
             body: response.body,
             connections: outcome.connections,
             is_resent: outcome.is_resent,
+            waited: outcome.waited,
             sent_bytes: request.body.len(),
             started_at,
             ended_at: Instant::now(),

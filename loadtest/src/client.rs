@@ -81,6 +81,8 @@ pub struct Client {
     held: Held,
     /// Of the socket in `held`, or in the request under way.
     open: Option<OpenSocket>,
+    /// How long the last answer took once its request was sent.
+    waited: Duration,
 }
 
 /// A logical request's end.
@@ -92,6 +94,8 @@ pub struct Outcome {
     pub connections: u32,
     /// Whether the request was sent a second time.
     pub is_resent: bool,
+    /// From the request's last byte to the answer's, on the last connection; zero without an answer.
+    pub waited: Duration,
 }
 
 impl Client {
@@ -107,6 +111,7 @@ impl Client {
             result: Err(Failure::Timeout),
             connections: 0,
             is_resent: false,
+            waited: Duration::ZERO,
         };
         loop {
             let attempt = self.attempt(dialer, target, request, &mut outcome.connections);
@@ -114,6 +119,7 @@ impl Client {
             outcome.result = timeout_at(deadline, Box::pin(attempt))
                 .await
                 .unwrap_or(Err(Failure::Timeout));
+            outcome.waited = std::mem::take(&mut self.waited);
             if !self.is_holding() {
                 self.open = None;
             }
@@ -159,7 +165,10 @@ impl Client {
             };
             let mut connection = self.connection(dialer, target, connections).await?;
             // `Host` keeps its first value after a redirect to another host.
-            let response = connection.exchange(sent, &target.host).await?;
+            connection.ask(sent, &target.host).await?;
+            let asked_at = Instant::now();
+            let response = connection.receive().await?;
+            self.waited = asked_at.elapsed();
             self.keep(dialer, connection, &response);
             if !response.is_redirect() {
                 return Ok(response);

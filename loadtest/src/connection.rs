@@ -60,12 +60,17 @@ impl Connection {
 
     /// Sends a request and reads the whole answer.
     pub async fn exchange(&mut self, request: &Request, host: &str) -> Result<Response, Failure> {
+        self.ask(request, host).await?;
+        self.receive().await
+    }
+
+    /// Sends a request.
+    pub async fn ask(&mut self, request: &Request, host: &str) -> Result<(), Failure> {
         let head = request.head(host);
         let mut bytes = Vec::with_capacity(head.len() + request.body.len());
         bytes.extend_from_slice(head.as_bytes());
         bytes.extend_from_slice(&request.body);
-        self.send(&bytes).await?;
-        self.receive().await
+        self.send(&bytes).await
     }
 
     /// Writes plain bytes.

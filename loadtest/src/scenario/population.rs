@@ -20,7 +20,8 @@ use crate::host::Release;
 use crate::lines::{self, Oddity};
 use crate::schedule::Intervals;
 
-/// A read that lasted this long was held by the server on purpose, where agents wait for that.
+/// A read that was sent and waited this long for its answer was held by the server on purpose, where that is to be
+/// expected.
 const HELD_MIN: Duration = Duration::from_secs(1);
 
 /// Counts exchanges by the phase in which they were due; one for all lanes.
@@ -57,7 +58,7 @@ impl Observer for Recorder {
         let is_held = self.holds
             && exchange.route == Route::Read
             && exchange.is_success()
-            && exchange.ended_at - exchange.started_at >= HELD_MIN;
+            && exchange.waited >= HELD_MIN;
         let latency = exchange.ended_at - intended_at.min(exchange.started_at);
         let latency = (!is_held).then_some(latency);
         shared.window.record(latency, exchange.is_success());

@@ -232,10 +232,13 @@ impl Look {
         self.samples.iter().map(|sample| sample.rss_bytes).sum()
     }
 
-    /// Of it, what no file backs.
+    /// Resident memory that no file backs, of the workers; of all watched processes when none is called so.
     pub(super) fn anonymous_bytes(&self) -> u64 {
+        let is_worker = |sample: &&Sample| sample.name.contains("worker");
+        let has_workers = self.samples.iter().any(|sample| is_worker(&sample));
         self.samples
             .iter()
+            .filter(|sample| is_worker(sample) || !has_workers)
             .map(|sample| sample.anonymous_bytes)
             .sum()
     }

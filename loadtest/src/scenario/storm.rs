@@ -17,7 +17,7 @@ use super::population::{Habits, Member, Pace, Population, Recorder, Thread};
 use super::report::Findings;
 use super::stage::{Look, Run, Stage};
 use super::tally::{Percentiles, as_u64, histogram, micros};
-use super::timeline::steady_again_s;
+use super::timeline::{Moment, steady_again_s};
 use super::witness::{Story, Witness};
 use crate::agent::Agent;
 use crate::host::Host;
@@ -105,26 +105,39 @@ pub(super) fn run(options: &Storm) -> anyhow::Result<bool> {
     let storm_s = run.timeline.now_s() + LEAD.as_secs_f64();
     run.shared.marks.begin_next(storm_at);
     let row_s = STEADY_ROW_S.max(plan.stage.settings.intervals.read.as_secs_f64());
-    let is_over = is_ready
+    let until = storm_at + Duration::from_secs(options.seconds);
+    let are_served = is_ready
         && run.watch(
-            storm_at + Duration::from_secs(options.seconds),
-            |shared, timeline| {
-                shared.done.load(Ordering::Relaxed) >= hosts
-                    && steady_again_s(timeline.moments(), storm_s, row_s, STEADY_P99_MS).is_some()
-            },
+            until,
+            |shared, _| is_served(shared, hosts),
             |shared| {
                 let served = shared.done.load(Ordering::Relaxed);
                 format!("storm: {served} of {hosts} served")
             },
         );
+    // Steadiness is looked for once every host was served: until then a quiet second may be one without any answer.
+    let served_s = run.timeline.now_s();
+    let steady_after = |moments: &[Moment]| steady_again_s(moments, served_s, row_s, STEADY_P99_MS);
+    let is_over = are_served
+        && run.watch(
+            until,
+            |_, timeline| steady_after(timeline.moments()).is_some(),
+            |_| "all served, not yet steady".to_owned(),
+        );
     run.note_effort();
     let ended = run.look();
-    let steady_s = steady_again_s(run.timeline.moments(), storm_s, row_s, STEADY_P99_MS);
+    let steady_s = steady_after(run.timeline.moments())
+        .filter(|_| are_served)
+        .map(|seconds| seconds + served_s - storm_s);
     if !is_over {
         run.notes
             .push("the run ended before all hosts were served and the server steady".into());
     }
     publish(&plan, run, [&begun, &ended], steady_s)
+}
+
+fn is_served(shared: &Shared, hosts: u64) -> bool {
+    shared.done.load(Ordering::Relaxed) >= hosts
 }
 
 fn publish(
@@ -175,10 +188,7 @@ fn findings(findings: &mut Findings, stories: &[Story], hosts: u32) -> bool {
     let (violations, own) = (sum(|story| story.violations), sum(|story| story.own));
     findings.count("hosts", hosts.into());
     findings.count("hosts_served", served);
-    findings.count(
-        "hosts_told_first",
-        count(|story| story.first_word < story.first_success),
-    );
+    findings.count("hosts_told_first", count(Story::is_told_first));
     findings.count("hosts_without_a_word", silent);
     findings.count("answers_told_to_come_back", sum(|story| story.told));
     findings.count("answers_none_in_16s", sum(|story| story.silent));

@@ -313,6 +313,7 @@ mod tests {
             body: b"{}".to_vec(),
             connections: 1,
             is_resent: false,
+            waited: std::time::Duration::ZERO,
             sent_bytes: 36,
             started_at,
             ended_at: started_at + took,

@@ -73,6 +73,12 @@ pub(super) struct Story {
 }
 
 impl Story {
+    /// It was told to come back before it got anything.
+    pub(super) fn is_told_first(&self) -> bool {
+        self.first_word
+            .is_some_and(|word| self.first_success.is_none_or(|success| word < success))
+    }
+
     /// Goes on by one exchange that ended `since` the storm began. `wants_log` says that the host has lines to deliver.
     fn go_on(&mut self, route: Route, treatment: Treatment, since: Duration, wants_log: bool) {
         match treatment {
@@ -163,6 +169,7 @@ mod tests {
             body: body.into(),
             connections: 1,
             is_resent: false,
+            waited: std::time::Duration::ZERO,
             sent_bytes: 0,
             started_at: now,
             ended_at: now,
@@ -192,7 +199,9 @@ mod tests {
         story.go_on(Route::Config, Treatment::Silent, s(16), true);
         assert_eq!(story.first_word, None);
         story.go_on(Route::Log, Treatment::Told, s(17), true);
+        assert!(story.is_told_first());
         story.go_on(Route::Config, Treatment::Served, s(18), true);
+        assert!(story.is_told_first());
         story.go_on(Route::Read, Treatment::Served, s(19), true);
         assert_eq!(story.all_served, None);
         story.go_on(Route::Log, Treatment::Served, s(25), true);
