@@ -53,7 +53,7 @@ fn a_storm_is_served_and_every_acknowledged_line_is_in_the_journal() {
         "storm",
         "--hosts=200",
         "--lines=5",
-        "--seconds=90",
+        "--seconds=40",
         &acknowledged,
     ];
     let (_, report) = load(&gateway, &args);
@@ -74,7 +74,7 @@ fn a_storm_is_served_and_every_acknowledged_line_is_in_the_journal() {
 #[test]
 fn new_hosts_enroll_in_a_storm() {
     let gateway = Gateway::start();
-    let args = ["storm", "--hosts=200", "--unenrolled", "--seconds=90"];
+    let args = ["storm", "--hosts=200", "--unenrolled", "--seconds=40"];
     let (_, report) = load(&gateway, &args);
     assert_eq!(report["findings"]["hosts_served"], 200, "{report}");
     assert_eq!(report["findings"]["violations"], 0, "{report}");
