@@ -49,7 +49,7 @@ impl Connection {
     /// Answers as servers do whose clients forgot the `s` of `https`.
     pub(super) fn refuse_plain_http(&mut self, scratch: &mut Scratch, now: Instant) {
         tracing::debug!(peer = %self.peer, "plain HTTP on a port that speaks TLS");
-        http::write_answer_head(&mut scratch.out, 400, PLAIN_HTTP_BODY.len(), false);
+        http::write_answer_head(&mut scratch.out, 400, PLAIN_HTTP_BODY.len(), false, false);
         scratch.out.extend_from_slice(PLAIN_HTTP_BODY);
         self.end_tls(TlsFailure::PlainHttp, now);
     }
