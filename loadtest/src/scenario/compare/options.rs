@@ -24,7 +24,7 @@ pub(in super::super) struct Options {
     /// The gateway: fleet-supervisor, a release build.
     #[arg(long, value_name = "PATH")]
     pub(super) server_binary: PathBuf,
-    /// A further flag for the gateway, such as --server-flag=--osquery_distributed_hold=0s; may be given several times.
+    /// A further flag for the gateway, such as --server-flag=--tls_post_quantum=prefer; may be given several times.
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     pub(super) server_flag: Vec<String>,
     /// What it is compared with; those that are not installed are named and left out.
