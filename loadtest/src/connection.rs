@@ -136,6 +136,21 @@ impl Connection {
     }
 }
 
+/// Whether the peer has not ended a socket of [`Connection::into_socket`]. Reads away what arrived (tickets, perhaps a
+/// close_notify) up to the end, if there is one.
+pub fn is_open(socket: &mut std::net::TcpStream) -> bool {
+    use std::io::Read as _;
+    let mut bytes = [0; 4096];
+    // Tokio's sockets are non-blocking, and stay so.
+    loop {
+        match socket.read(&mut bytes) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) => return error.kind() == std::io::ErrorKind::WouldBlock,
+        }
+    }
+}
+
 /// The first flight of a handshake, as it would go over TCP.
 pub fn client_hello(target: &Target, config: &Arc<ClientConfig>) -> Result<Vec<u8>, Failure> {
     let mut tls =

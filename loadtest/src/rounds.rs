@@ -28,6 +28,8 @@ pub struct Round {
 pub struct ReadRound {
     /// Of the read.
     pub is_success: bool,
+    /// From the request's last byte to the answer's, of the read that succeeded; zero without one.
+    pub waited: Duration,
     /// Sleep of the thread after this turn.
     pub wait: Duration,
     /// Queries that were handed out and run.
@@ -79,11 +81,11 @@ impl Agent {
         let attempts_max = self.settings.intervals.read_attempts_max;
         let mut failures = 0;
         let mut due_at = intended_at;
-        let answer = loop {
+        let (answer, waited) = loop {
             let exchange = self.read_once(&mut distributed.client, due_at).await;
             match exchange.verdict {
-                Ok(answer) => break Some(answer),
-                Err(_) if failures + 1 >= attempts_max => break None,
+                Ok(answer) => break (Some(answer), exchange.waited),
+                Err(_) if failures + 1 >= attempts_max => break (None, Duration::ZERO),
                 Err(_) => failures += 1,
             }
             self.sleep(schedule::retry_sleep(failures)).await;
@@ -121,6 +123,7 @@ impl Agent {
         let interval = self.settings.intervals.read;
         ReadRound {
             is_success,
+            waited,
             wait: if is_accelerated {
                 interval.min(ACCELERATED_READ)
             } else {

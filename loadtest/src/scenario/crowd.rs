@@ -16,6 +16,10 @@ use crate::agent::Agent;
 const ROUNDS_MAX: u32 = 30;
 /// Between two of them.
 const ROUND_INTERVAL: Duration = Duration::from_secs(1);
+/// Reads that an agent may need until nothing is due.
+const FIRST_READS_MAX: u32 = 20;
+/// A read that waited this long for nothing was held, whatever the load.
+const HOLD_SEEN: Duration = Duration::from_secs(5);
 
 /// Enrolls, fetches the config, and delivers the first details. Not to the point where nothing is due, because a server
 /// may hold the read that finds nothing.
@@ -47,6 +51,22 @@ async fn first_rounds(agent: &Agent) -> Result<(), String> {
     } else {
         Err("first read or write".to_owned())
     }
+}
+
+/// Takes the work that waits for a new host, until nothing is due. Fails when the server holds the read that finds
+/// nothing: for scenarios whose reads are to be answered at once.
+pub(super) async fn read_until_nothing_is_due(agent: &Agent) -> anyhow::Result<()> {
+    for _ in 0..FIRST_READS_MAX {
+        let round = agent.read_round(Instant::now()).await;
+        if round.is_success && round.queries == 0 && round.write.is_none() {
+            anyhow::ensure!(
+                round.waited < HOLD_SEEN,
+                "the server holds reads: start it with --osquery_distributed_hold=0s"
+            );
+            return Ok(());
+        }
+    }
+    anyhow::bail!("reads are still handing out work after {FIRST_READS_MAX} turns")
 }
 
 /// Prepares all hosts of a lane, some at the same time; counts each as ready.

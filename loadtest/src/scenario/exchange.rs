@@ -7,6 +7,7 @@ use std::time::Duration;
 use fleet_protocol::agent::Route;
 use tokio::time::Instant;
 
+use super::crowd;
 use super::lane::{self, Lane, Shared, TICK};
 use super::options::{Exchange as Options, ExchangeRoute};
 use super::procfs::{Sample, Watch};
@@ -23,8 +24,6 @@ const SIDES: usize = 2;
 const NOBODY: usize = usize::MAX;
 /// From a round's start until it is measured, so that all connections are busy.
 const WARM_UP: Duration = Duration::from_millis(300);
-/// Reads that an agent may need until nothing is due.
-const FIRST_READS_MAX: u32 = 20;
 
 /// What the lanes and the main thread share.
 struct Contest {
@@ -163,13 +162,7 @@ async fn prepare(agent: &Agent, route: ExchangeRoute) -> anyhow::Result<()> {
     if let Some(failure) = agent.config().await.failure() {
         anyhow::bail!("config: {failure}");
     }
-    for _ in 0..FIRST_READS_MAX {
-        let round = agent.read_round(Instant::now()).await;
-        if round.is_success && round.queries == 0 && round.write.is_none() {
-            return Ok(());
-        }
-    }
-    anyhow::bail!("reads are still handing out work after {FIRST_READS_MAX} turns")
+    crowd::read_until_nothing_is_due(agent).await
 }
 
 async fn run_side(

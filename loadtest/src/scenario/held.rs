@@ -1,4 +1,5 @@
-//! `held`: hosts whose reads the server holds open; how many at a time, for how long, and what each costs in memory.
+//! `held`: hosts whose reads the server holds open; how long, how many are under way at a time (held, or on their way
+//! there and back), and what each of those costs in memory.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -82,9 +83,9 @@ pub(super) fn run(options: &Held) -> anyhow::Result<bool> {
     run.pass(Duration::from_secs(options.seconds), "holding");
     run.shared.marks.begin_next(Instant::now());
     run.note_effort();
-    let held_at_end = run.shared.in_flight.load(Ordering::Relaxed);
+    let under_way_at_end = run.shared.in_flight.load(Ordering::Relaxed);
     let ended = run.look();
-    let concurrency: Vec<u64> = run
+    let under_way: Vec<u64> = run
         .timeline
         .moments()
         .iter()
@@ -95,8 +96,8 @@ pub(super) fn run(options: &Held) -> anyhow::Result<bool> {
         &plan,
         run,
         [&before, &begun, &ended],
-        held_at_end,
-        &concurrency,
+        under_way_at_end,
+        &under_way,
     )
 }
 
@@ -104,8 +105,8 @@ fn publish(
     plan: &Plan,
     run: Run<()>,
     [before, begun, ended]: [&Look; 3],
-    held_at_end: u64,
-    concurrency: &[u64],
+    under_way_at_end: u64,
+    under_way: &[u64],
 ) -> anyhow::Result<bool> {
     let servers = run.servers("server, holding", begun, ended);
     let (_, mut report) = run.end("held")?;
@@ -126,25 +127,25 @@ fn publish(
     let reads_held = row.as_ref().map_or(0, |row| row.exchanges);
     findings.count("reads_held_to_the_end", reads_held);
     findings.count(
-        "held_at_once_max",
-        concurrency.iter().copied().max().unwrap_or(0),
+        "reads_under_way_max",
+        under_way.iter().copied().max().unwrap_or(0),
     );
-    let sum: u64 = concurrency.iter().sum();
+    let sum: u64 = under_way.iter().sum();
     findings.figure(
-        "held_at_once_mean",
-        ratio(sum, as_f64(as_u64(concurrency.len()))),
+        "reads_under_way_mean",
+        ratio(sum, as_f64(as_u64(under_way.len()))),
     );
     if let Some(row) = &row {
         findings.percentiles("hold", "ms", &row.service_ms);
     }
-    let each = |end: u64, begin: u64| ratio(end.saturating_sub(begin), as_f64(held_at_end));
-    findings.count("held_at_end", held_at_end);
+    let each = |end: u64, begin: u64| ratio(end.saturating_sub(begin), as_f64(under_way_at_end));
+    findings.count("reads_under_way_at_end", under_way_at_end);
     findings.figure(
-        "server_bytes_per_held_read",
+        "server_bytes_per_read_under_way",
         each(ended.rss_bytes(), before.rss_bytes()),
     );
     findings.figure(
-        "server_anonymous_bytes_per_held_read",
+        "server_anonymous_bytes_per_read_under_way",
         each(ended.anonymous_bytes(), before.anonymous_bytes()),
     );
     report.publish_all(&plan.options.common)?;

@@ -208,7 +208,6 @@ fn publish(
     let servers = run.servers("server", &begin.server, &end.server);
     let (open, mut report) = run.end("idle")?;
     let open_at_end: u64 = open.into_iter().sum();
-    let opened = counts.opened.load(Ordering::Relaxed);
     let wanted = u64::from(options.connections);
     report.servers = servers;
     let [opening, holding, ..] = plan.recorder.take();
@@ -219,24 +218,31 @@ fn publish(
             .phases
             .push(holding.phase("requests while holding", seconds));
     }
-    let grown = |before: u64, after: u64| ratio(after.saturating_sub(before), as_f64(opened));
+    // What was dropped meanwhile takes no memory any more.
+    let grown = |before: u64, after: u64| ratio(after.saturating_sub(before), as_f64(open_at_end));
     report.idle = Some(report::Held {
         wanted,
-        opened,
+        opened: counts.opened.load(Ordering::Relaxed),
         refused_reuse: counts.refused.load(Ordering::Relaxed),
         failed: counts.failed.load(Ordering::Relaxed),
         open_at_end,
         server_bytes_per_connection: grown(begin.server.rss_bytes(), end.server.rss_bytes()),
         generator_bytes_per_connection: grown(begin.own_bytes, end.own_bytes),
     });
-    findings(&mut report, plan, begin, end, opening_s);
+    findings(&mut report, plan, [begin, end], open_at_end, opening_s);
     report.publish_all(&options.common)?;
     Ok(open_at_end == wanted && report.phases.iter().all(is_clean))
 }
 
-fn findings(report: &mut Report, plan: &Plan, begin: &Memory, end: &Memory, opening_s: f64) {
+fn findings(
+    report: &mut Report,
+    plan: &Plan,
+    [begin, end]: [&Memory; 2],
+    open_at_end: u64,
+    opening_s: f64,
+) {
     let opened = plan.counts.opened.load(Ordering::Relaxed);
-    let each = |bytes: u64| ratio(bytes, as_f64(opened));
+    let each = |bytes: u64| ratio(bytes, as_f64(open_at_end));
     let grown = |of: fn(&KernelMemory) -> u64| of(&end.kernel).saturating_sub(of(&begin.kernel));
     let findings = &mut report.findings;
     findings.figure("active_connections", plan.options.active_connections());

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fleet_protocol::agent::{LogType, Route};
+use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -19,15 +20,17 @@ use crate::client::DEADLINE;
 use crate::host::Release;
 use crate::lines::{self, Oddity};
 use crate::schedule::Intervals;
+use crate::verdict::Object;
 
-/// A read that was sent and waited this long for its answer was held by the server on purpose, where that is to be
-/// expected.
-const HELD_MIN: Duration = Duration::from_secs(1);
+/// A read that waited this long for an answer without queries was held by the server on purpose, where that is to be
+/// expected: a gateway holds reads for three quarters of `osquery.distributed_hold` (10 s) and more, and anything
+/// shorter may as well be a slow answer.
+const HELD_MIN: Duration = Duration::from_secs(7);
 
 /// Counts exchanges by the phase in which they were due; one for all lanes.
 pub(super) struct Recorder {
     pub(super) shared: Arc<Shared>,
-    /// Reads may be held: those of [`HELD_MIN`] and more are counted apart.
+    /// Reads may be held: those that [`waited_for_nothing`] are counted apart.
     holds: bool,
     tallies: Mutex<[Tally; PHASES]>,
 }
@@ -55,10 +58,7 @@ impl Observer for Recorder {
         if !exchange.is_success() {
             Shared::count(&shared.failures);
         }
-        let is_held = self.holds
-            && exchange.route == Route::Read
-            && exchange.is_success()
-            && exchange.waited >= HELD_MIN;
+        let is_held = self.holds && waited_for_nothing(exchange);
         let latency = exchange.ended_at - intended_at.min(exchange.started_at);
         let latency = (!is_held).then_some(latency);
         shared.window.record(latency, exchange.is_success());
@@ -70,6 +70,20 @@ impl Observer for Recorder {
             None => {}
         }
     }
+}
+
+/// Whether a read was held until its hold ran out. One that work cut short cannot be told from a slow one.
+fn waited_for_nothing(exchange: &Exchange) -> bool {
+    let has_queries = |answer: &Object| {
+        let queries = answer.get("queries").and_then(Value::as_object);
+        queries.is_some_and(|queries| !queries.is_empty())
+    };
+    exchange.route == Route::Read
+        && exchange.waited >= HELD_MIN
+        && exchange
+            .verdict
+            .as_ref()
+            .is_ok_and(|answer| !has_queries(answer))
 }
 
 /// One host of the run.
@@ -364,5 +378,77 @@ async fn add_oddity(agent: &Agent, at: Duration) {
             let line = lines::status_line(&old, at, 0);
             agent.buffer_line(LogType::Status, line).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tally::{Phase, READ_HELD};
+    use super::*;
+    use crate::verdict::{Failure, judge};
+
+    fn read(waited_ms: u64, answer: &str) -> Exchange {
+        let waited = Duration::from_millis(waited_ms);
+        let ended_at = Instant::now();
+        Exchange {
+            route: Route::Read,
+            verdict: judge(answer.as_bytes()),
+            status: 200,
+            headers: Vec::new(),
+            body: answer.into(),
+            connections: 1,
+            is_resent: false,
+            waited,
+            sent_bytes: 0,
+            started_at: ended_at - waited,
+            ended_at,
+        }
+    }
+
+    fn count(phase: &Phase, route: &str) -> u64 {
+        let row = phase.routes.iter().find(|row| row.route == route);
+        row.map_or(0, |row| row.exchanges)
+    }
+
+    #[test]
+    fn only_reads_that_waited_for_nothing_are_held() {
+        assert!(waited_for_nothing(&read(7500, "{}")));
+        assert!(waited_for_nothing(&read(7000, r#"{"queries":{}}"#)));
+        assert!(!waited_for_nothing(&read(6999, "{}")), "slow");
+        let work = read(8000, r#"{"queries":{"q":"SELECT 1"}}"#);
+        assert!(!waited_for_nothing(&work), "cut short");
+        let mut other = read(8000, "{}");
+        other.route = Route::Config;
+        assert!(!waited_for_nothing(&other));
+        let mut failed = read(8000, "{}");
+        failed.verdict = Err(Failure::Closed);
+        assert!(!waited_for_nothing(&failed));
+    }
+
+    #[test]
+    fn slow_reads_are_in_the_sum_where_reads_may_be_held() {
+        let recorder = Recorder::new(&Arc::new(Shared::default()), true);
+        for exchange in [
+            read(9000, "{}"),
+            read(3000, "{}"),
+            read(9000, r#"{"queries":{"q":"SELECT 1"}}"#),
+        ] {
+            recorder.observe(&exchange, exchange.started_at);
+        }
+        let [tally, ..] = recorder.take();
+        let phase = tally.phase("x", 1.0);
+        assert_eq!(count(&phase, READ_HELD), 1);
+        assert_eq!(count(&phase, "all"), 2);
+        let all = phase.routes.last().unwrap();
+        assert!(all.latency_ms.p50 > 2900.0, "{all:?}");
+    }
+
+    #[test]
+    fn nothing_is_held_where_no_read_may_be() {
+        let recorder = Recorder::new(&Arc::new(Shared::default()), false);
+        let exchange = read(9000, "{}");
+        recorder.observe(&exchange, exchange.started_at);
+        let [tally, ..] = recorder.take();
+        assert_eq!(count(&tally.phase("x", 1.0), "all"), 1);
     }
 }

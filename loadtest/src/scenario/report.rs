@@ -174,9 +174,9 @@ pub(super) struct Held {
     pub(super) failed: u64,
     /// Still open at the end.
     pub(super) open_at_end: u64,
-    /// Resident growth of all server processes for each held connection.
+    /// Resident growth of all server processes for each connection that is open at the end.
     pub(super) server_bytes_per_connection: f64,
-    /// Resident growth of this process for each held connection.
+    /// Resident growth of this process for each connection that is open at the end.
     pub(super) generator_bytes_per_connection: f64,
 }
 

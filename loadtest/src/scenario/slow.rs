@@ -56,7 +56,8 @@ struct Plan {
     recorder: Arc<Recorder>,
 }
 
-/// Runs the scenario; whether no exchange of the agents that behave failed or was late.
+/// Runs the scenario; whether every slow connection was opened, and no exchange of the agents that behave failed or was
+/// late.
 pub(super) fn run(options: &Slow) -> anyhow::Result<bool> {
     let mut settings = options.common.settings()?;
     settings.intervals.read = Duration::from_secs(options.interval);
@@ -123,7 +124,14 @@ fn publish(
         tell(&mut report.findings, part, &endings);
     }
     report.publish_all(&plan.options.common)?;
-    Ok(report.phases.iter().skip(1).all(is_clean))
+    let are_clean = report.phases.iter().skip(1).all(is_clean);
+    Ok(are_clean && are_opened(&endings, plan.options.connections))
+}
+
+/// Without all of them the agents would have met less than the run was to show.
+fn are_opened(endings: &[Ending], wanted: u32) -> bool {
+    let opened = endings.iter().filter(|ending| ending.is_opened).count();
+    as_u64(opened) == u64::from(wanted)
 }
 
 /// What became of the slow connections of one part.
@@ -244,6 +252,9 @@ mod tests {
                 ..ending(6, None)
             },
         ];
+        assert!(!are_opened(&endings, 4), "one was not");
+        assert!(!are_opened(&endings[..3], 4), "one was not tried");
+        assert!(are_opened(&endings[..3], 3));
         let mut findings = Findings::default();
         tell(&mut findings, Part::of(0), &endings);
         let json = serde_json::to_value(&findings).unwrap();

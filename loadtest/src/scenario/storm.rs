@@ -192,6 +192,7 @@ fn findings(findings: &mut Findings, stories: &[Story], hosts: u32) -> bool {
     findings.count("hosts_without_a_word", silent);
     findings.count("answers_told_to_come_back", sum(|story| story.told));
     findings.count("answers_none_in_16s", sum(|story| story.silent));
+    findings.count("attempts_unreached", sum(|story| story.unreached));
     findings.count("violations", violations);
     findings.count("failures_of_the_generator", own);
     for (name, of) in [

@@ -200,7 +200,8 @@ impl Timeline {
 }
 
 /// When the server was steady again after `from_s`: seconds from there to the first second of a row that lasts
-/// `row_s` and has neither a failure nor a p99 of `p99_ms_max` or more; `None` when there is no such row.
+/// `row_s` or more, has neither a failure nor a p99 of `p99_ms_max` or more, and in which something ended: a server
+/// that answers nothing fails nothing either, until its agents' deadlines. `None` when there is no such row.
 pub(super) fn steady_again_s(
     moments: &[Moment],
     from_s: f64,
@@ -208,10 +209,15 @@ pub(super) fn steady_again_s(
     p99_ms_max: f64,
 ) -> Option<f64> {
     let mut begin = from_s;
+    let mut has_progress = false;
     for moment in moments.iter().filter(|moment| moment.at_s > from_s) {
         if moment.failed_per_s > 0.0 || moment.p99_ms >= p99_ms_max {
             begin = moment.at_s;
-        } else if moment.at_s - begin >= row_s {
+            has_progress = false;
+            continue;
+        }
+        has_progress |= moment.exchanges_per_s > 0.0;
+        if has_progress && moment.at_s - begin >= row_s {
             return Some(begin - from_s);
         }
     }
@@ -250,6 +256,22 @@ mod tests {
         assert_eq!(steady_again_s(&bad_at(&[18]), 14.0, 5.0, 50.0), None);
         let slow = [moment(1.0, 0.0, 60.0), moment(9.0, 0.0, 1.0)];
         assert_eq!(steady_again_s(&slow, 0.0, 5.0, 50.0), Some(1.0));
+    }
+
+    #[test]
+    fn a_server_that_answers_nothing_is_not_steady() {
+        let silent = |at_s: u32| Moment {
+            exchanges_per_s: 0.0,
+            ..moment(at_s.into(), 0.0, 0.0)
+        };
+        let mut moments: Vec<Moment> = (1..=20).map(silent).collect();
+        assert_eq!(steady_again_s(&moments, 0.0, 5.0, 50.0), None);
+        // What it answers late is not steady, and what was answered before does not count after.
+        moments.push(moment(21.0, 0.0, 15_000.0));
+        moments.extend((22..=30).map(silent));
+        assert_eq!(steady_again_s(&moments, 0.0, 5.0, 50.0), None);
+        moments.push(moment(31.0, 0.0, 2.0));
+        assert_eq!(steady_again_s(&moments, 0.0, 5.0, 50.0), Some(21.0));
     }
 
     #[test]

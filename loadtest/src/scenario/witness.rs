@@ -19,6 +19,8 @@ pub(super) enum Treatment {
     Told,
     /// Nothing within the agent's 16 s.
     Silent,
+    /// Nobody listened, or TLS or the socket failed: no word of a server to its agent.
+    Unreached,
     /// An agent would take a refusal for a success, or its key for unknown, or not understand the answer.
     Violation,
     /// This machine had no descriptor or port left: says nothing about the server.
@@ -34,13 +36,8 @@ impl Treatment {
             }
             None => Self::Served,
             Some(Failure::Error(_) | Failure::NoNodeKey | Failure::NoSession) => Self::Told,
-            Some(
-                Failure::Refused
-                | Failure::Reset
-                | Failure::Closed
-                | Failure::Socket(_)
-                | Failure::Tls(_),
-            ) => Self::Told,
+            Some(Failure::Reset | Failure::Closed) => Self::Told,
+            Some(Failure::Refused | Failure::Tls(_) | Failure::Socket(_)) => Self::Unreached,
             Some(Failure::Timeout) => Self::Silent,
             Some(Failure::Local(_)) => Self::Own,
             Some(
@@ -65,6 +62,7 @@ pub(super) struct Story {
     pub(super) all_served: Option<Duration>,
     pub(super) told: u32,
     pub(super) silent: u32,
+    pub(super) unreached: u32,
     pub(super) violations: u32,
     pub(super) own: u32,
     pub(super) config: bool,
@@ -85,6 +83,7 @@ impl Story {
             Treatment::Served => {}
             Treatment::Told => self.told += 1,
             Treatment::Silent => self.silent += 1,
+            Treatment::Unreached => self.unreached += 1,
             Treatment::Violation => self.violations += 1,
             Treatment::Own => self.own += 1,
         }
@@ -187,6 +186,9 @@ mod tests {
         assert_eq!(of(503, r#"{"error":"busy"}"#, Some(busy)), Treatment::Told);
         assert_eq!(of(0, "", Some(Failure::Reset)), Treatment::Told);
         assert_eq!(of(0, "", Some(Failure::Timeout)), Treatment::Silent);
+        for failure in [Failure::Refused, Failure::Tls("alert".into())] {
+            assert_eq!(of(0, "", Some(failure)), Treatment::Unreached);
+        }
         let invalid = Some(Failure::NodeInvalid);
         assert_eq!(of(401, "{}", invalid), Treatment::Violation);
         assert_eq!(of(502, "<p>", Some(Failure::NotJson)), Treatment::Violation);
@@ -197,6 +199,7 @@ mod tests {
         let s = Duration::from_secs;
         let mut story = Story::default();
         story.go_on(Route::Config, Treatment::Silent, s(16), true);
+        story.go_on(Route::Config, Treatment::Unreached, s(17), true);
         assert_eq!(story.first_word, None);
         story.go_on(Route::Log, Treatment::Told, s(17), true);
         assert!(story.is_told_first());
@@ -210,6 +213,7 @@ mod tests {
             [story.first_word, story.first_success, story.all_served],
             [Some(s(17)), Some(s(18)), Some(s(25))]
         );
-        assert_eq!((story.told, story.silent, story.violations), (1, 1, 0));
+        assert_eq!((story.told, story.silent, story.unreached), (1, 1, 1));
+        assert_eq!(story.violations, 0);
     }
 }

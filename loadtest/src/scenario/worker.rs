@@ -21,10 +21,10 @@ use tokio::time::Instant;
 
 use self::process::{Process, Under};
 use super::procfs;
-use super::tally::{as_f64, ratio};
+use super::tally::{as_f64, as_u64, ratio};
 use crate::agent::Paths;
 use crate::bodies;
-use crate::connection::Connection;
+use crate::connection::{Connection, is_open};
 use crate::host::Release;
 use crate::http::Request;
 use crate::target::{Sources, Target};
@@ -143,11 +143,10 @@ async fn measure(options: &Options) -> anyhow::Result<Vec<Row>> {
             }
         }
         let before = process.sample()?.rss_bytes;
-        let held = client.hold(options.connections).await?;
-        row.bytes_per_connection = ratio(
-            process.sample()?.rss_bytes.saturating_sub(before),
-            as_f64(u64::from(options.connections)),
-        );
+        let mut held = client.hold(options.connections).await?;
+        let grown = process.sample()?.rss_bytes.saturating_sub(before);
+        held.retain_mut(is_open);
+        row.bytes_per_connection = ratio(grown, as_f64(as_u64(held.len())));
         drop(held);
         tokio::time::sleep(RETURN).await;
         row.rss_after_bytes = process.sample()?.rss_bytes;

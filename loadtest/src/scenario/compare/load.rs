@@ -120,10 +120,7 @@ pub(super) async fn round(
     for index in 0..connections {
         tasks.spawn(run(work.clone(), usize::try_from(index).unwrap_or(0)));
     }
-    let limit = Instant::now() + OPEN_LIMIT;
-    while work.ready.load(Ordering::Relaxed) < u64::from(connections) && Instant::now() < limit {
-        tokio::time::sleep(PAUSE).await;
-    }
+    wait_for(&work.ready, connections, OPEN_LIMIT, server.name).await?;
     tokio::time::sleep(WARM_UP).await;
     work.is_measured.store(true, Ordering::Relaxed);
     let begin = Look::now(server, &work);
@@ -143,6 +140,27 @@ pub(super) async fn round(
     }
     let seen = std::mem::take(&mut *work.seen.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(begin.until(&end, seen))
+}
+
+/// Waits until so many connections are ready. Fails when they are not in time: with fewer, what is measured is another
+/// load than the one that the report names.
+async fn wait_for(
+    ready: &AtomicU64,
+    wanted: u32,
+    limit: Duration,
+    server: &str,
+) -> anyhow::Result<()> {
+    let until = Instant::now() + limit;
+    while ready.load(Ordering::Relaxed) < u64::from(wanted) {
+        anyhow::ensure!(
+            Instant::now() < until,
+            "{server}: {} of {wanted} connections had an answer within {} s",
+            ready.load(Ordering::Relaxed),
+            limit.as_secs_f64()
+        );
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
 }
 
 /// Counters at one moment.
@@ -312,6 +330,16 @@ mod tests {
         let end = [sample(1, 500), sample(2, 350), sample(3, 50)];
         let grown = growth(&begin, &end, |sample| sample.rss_bytes);
         assert!((grown - 300.0).abs() < 1e-9, "{grown}");
+    }
+
+    #[tokio::test]
+    async fn too_few_connections_are_no_round() {
+        let ready = AtomicU64::new(2);
+        let limit = Duration::from_millis(30);
+        wait_for(&ready, 2, limit, "peer").await.unwrap();
+        let error = wait_for(&ready, 3, limit, "peer").await.unwrap_err();
+        let text = "peer: 2 of 3 connections had an answer within 0.03 s";
+        assert_eq!(error.to_string(), text);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! One lane of `idle`: opens its share, holds it, uses the active ones, and notices what is dropped.
 
-use std::io::Read as _;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,13 +9,14 @@ use anyhow::Context as _;
 use fleet_protocol::agent::Route;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::super::crowd;
 use super::super::lane::{Shared, TICK};
 use super::super::tally::as_u64;
 use super::Plan;
 use crate::agent::{Exchange, NoObserver, Observer as _};
 use crate::bodies;
 use crate::client::{DEADLINE, Dialer};
-use crate::connection::Connection;
+use crate::connection::{Connection, is_open};
 use crate::host::{Host, Release};
 use crate::http::{Request, Response};
 use crate::target::Target;
@@ -110,7 +110,8 @@ async fn keys(plan: &Plan, dialer: &Arc<Dialer>, lane: usize) -> anyhow::Result<
     for index in first..first.saturating_add(hosts) {
         let host = Host::new(plan.options.common.seed, index).with_release(Release::NEWEST);
         let agent = plan.stage.agent(host, dialer, Arc::new(NoObserver))?;
-        super::super::crowd::prepare(&agent).await?;
+        crowd::prepare(&agent).await?;
+        crowd::read_until_nothing_is_due(&agent).await?;
         agent.close().await;
         keys.push(agent.node_key());
     }
@@ -166,6 +167,17 @@ impl Share {
             !is_looked_at(place) || is_open(socket)
         });
         self.forget(as_u64(before - sockets.len()));
+    }
+
+    /// Whether a connection that was active is still open after its last turn; looked at as the others are.
+    fn is_kept(&self, connection: Connection) -> bool {
+        let is_kept = connection
+            .into_socket()
+            .is_some_and(|mut socket| is_open(&mut socket));
+        if !is_kept {
+            self.forget(1);
+        }
+        is_kept
     }
 
     fn forget(&self, dropped: u64) {
@@ -260,7 +272,7 @@ fn judged(result: Result<Response, Failure>, started_at: Instant) -> Exchange {
 async fn make_requests(share: Arc<Share>, mut connection: Connection, number: u32) -> bool {
     let (plan, shared) = (&share.plan, &share.plan.recorder.shared);
     let Some(begin) = shared.marks.begin_of(1) else {
-        return true;
+        return share.is_kept(connection);
     };
     let end = begin + Duration::from_secs(plan.options.seconds);
     let Ok((request, target)) = share.request(number) else {
@@ -290,18 +302,5 @@ async fn make_requests(share: Arc<Share>, mut connection: Connection, number: u3
     while !shared.is_stopped() {
         tokio::time::sleep(END_INTERVAL).await;
     }
-    true
-}
-
-/// Reads away what arrived (tickets, perhaps a close_notify) up to the end, if there is one.
-fn is_open(socket: &mut TcpStream) -> bool {
-    let mut bytes = [0; 4096];
-    // Tokio's sockets are non-blocking, and stay so.
-    loop {
-        match socket.read(&mut bytes) {
-            Ok(0) => return false,
-            Ok(_) => {}
-            Err(error) => return error.kind() == std::io::ErrorKind::WouldBlock,
-        }
-    }
+    share.is_kept(connection)
 }
