@@ -8,7 +8,7 @@ use fleet_protocol::ids::{NodeKeyHash, RequestId, UnixSeconds};
 use fleet_protocol::reject::Reject;
 
 use crate::agents::{Agents, lock};
-use crate::model::{CERTIFIED_INSTANCE, HostColumns, NewEnrollment};
+use crate::model::{HostColumns, NewEnrollment, certified_instance};
 
 impl Agents {
     /// Answers a batch of such requests, each with its host.
@@ -56,7 +56,7 @@ impl Agents {
             .map(|adopt| NewEnrollment {
                 key: adopt.key,
                 identifier: adopt.identity.clone(),
-                instance_id: CERTIFIED_INSTANCE.into(),
+                instance_id: certified_instance(adopt.kind),
                 address: adopt.address,
                 at: now,
                 // Shown until the host itself tells its name.
@@ -90,7 +90,7 @@ impl Agents {
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
-    use fleet_protocol::agent::Request;
+    use fleet_protocol::agent::{IdentityKind, Request};
     use fleet_protocol::ids::HostId;
 
     use super::*;
@@ -98,10 +98,15 @@ mod tests {
     use crate::agents::now;
 
     fn adopt(identity: &str, key: u8) -> Request {
+        adopt_by(IdentityKind::DnsName, identity, key)
+    }
+
+    fn adopt_by(kind: IdentityKind, identity: &str, key: u8) -> Request {
         Request::Adopt(Box::new(Adopt {
             key: NodeKeyHash([key; 32]),
             identity: identity.into(),
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            kind,
         }))
     }
 
@@ -145,6 +150,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_same_text_in_another_part_is_another_host() {
+        let bench = Bench::new().await;
+        let start = now();
+        let mut hosts = Vec::new();
+        for (kind, key) in IdentityKind::ALL.into_iter().zip(1..) {
+            // Those before have long been silent, which lets agents that enroll take rows over.
+            let later = UnixSeconds(start.0 + 1_000_000 * u32::from(key));
+            hosts.push(host(&bench, adopt_by(kind, "web-1", key), later).await);
+        }
+        let end = UnixSeconds(start.0 + 10_000_000);
+        for (kind, key) in IdentityKind::ALL.into_iter().zip(1..) {
+            let again = host(&bench, adopt_by(kind, "web-1", key), end).await;
+            assert_eq!(again, hosts[usize::from(key) - 1]);
+        }
+        hosts.sort();
+        hosts.dedup();
+        assert_eq!(hosts.len(), IdentityKind::ALL.len());
+    }
+
+    #[tokio::test]
     async fn an_enrolment_never_takes_a_certificates_host() {
         let bench = Bench::new().await;
         let start = now();
@@ -153,7 +178,10 @@ mod tests {
         let later = UnixSeconds(start.0 + 1_000_000);
         let mut claim = crate::agent_bench::enroll("s3cret", "web-1");
         let info = claim.details.get_mut("osquery_info").unwrap();
-        info.insert("instance_id".into(), CERTIFIED_INSTANCE.into());
+        info.insert(
+            "instance_id".into(),
+            certified_instance(IdentityKind::DnsName),
+        );
         let answer = bench.one(Request::Enroll(Box::new(claim)), later).await;
         let Answer::Enrolled { host: other, .. } = answer else {
             panic!("{answer:?}");

@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use fleet_protocol::agent::IdentityKind;
 use fleet_protocol::ids::{FeedSeq, HostId, NodeKeyHash, UnixSeconds};
 use fleet_protocol::secret::Secret;
 use serde::{Deserialize, Serialize};
@@ -82,8 +83,18 @@ pub(crate) struct NewEnrollment {
     pub(crate) details: Map<String, Value>,
 }
 
-/// Instance id of hosts that are known by a certificate. Those of agents are trimmed, so that none is the same.
-pub(crate) const CERTIFIED_INSTANCE: &str = " client certificate";
+/// Begins the instance id of hosts that are known by a certificate. Those of agents are trimmed, so that none begins so.
+const CERTIFIED_INSTANCE: &str = " client certificate, ";
+
+/// Instance id of hosts that are known by what names them in a certificate.
+pub(crate) fn certified_instance(kind: IdentityKind) -> String {
+    format!("{CERTIFIED_INSTANCE}{}", kind.label())
+}
+
+/// Whether an instance id is one of those.
+pub(crate) fn is_certified_instance(instance_id: &str) -> bool {
+    instance_id.starts_with(CERTIFIED_INSTANCE)
+}
 
 /// What became of one enrolment.
 #[derive(Clone, Debug)]

@@ -108,12 +108,40 @@ pub enum Request {
 /// A host that is known by its certificate and has no node key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Adopt {
-    /// Made from `identity` in a way in which none is made from a node key.
+    /// Made from `kind` and `identity` in a way in which none is made from a node key.
     pub key: NodeKeyHash,
     /// Whom the certificate names; not empty, no control characters.
     pub identity: String,
     /// Where the request came from.
     pub address: IpAddr,
+    /// What names it.
+    pub kind: IdentityKind,
+}
+
+/// Which part of a certificate names its host. The same text in two of them is two hosts: an authority that may sign some
+/// DNS names only (RFC 5280, section 4.2.1.10) may still write any common name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum IdentityKind {
+    /// `subjectAltName`, `dNSName`.
+    DnsName,
+    /// `subjectAltName`, `uniformResourceIdentifier`.
+    Uri,
+    /// The subject's common name.
+    CommonName,
+}
+
+impl IdentityKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::DnsName, Self::Uri, Self::CommonName];
+
+    /// Goes into keys and instance ids, so it never changes.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::DnsName => "dns name",
+            Self::Uri => "uri",
+            Self::CommonName => "common name",
+        }
+    }
 }
 
 /// `POST …/enroll`. Values inside `details` are strings; unknown tables and columns are kept.

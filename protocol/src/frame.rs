@@ -12,7 +12,7 @@ pub const FRAME_BODY_BYTES_MAX: usize = 4 << 20;
 /// Most bytes that any message may claim, over all its frames.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Version of the frame layout and of all messages. Enum order is wire format: append only.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 const MAGIC: [u8; 4] = *b"FLTG";
 const HEADER_BYTES: usize = 12;

@@ -34,7 +34,8 @@ pub const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// From the end of the answer to the peer's close.
 pub const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// The keys of session tickets change this often; a ticket is good for as long.
+/// The keys of session tickets change this often. Clients are told to keep a ticket for as long; by when in its key's period
+/// it was sealed, it is opened for one period to two.
 pub const TICKET_PERIOD: Duration = Duration::from_secs(6 * 3600);
 
 /// Tunnels that one worker holds open; operators are few and must not take the agents' place.

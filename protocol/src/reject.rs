@@ -43,6 +43,8 @@ pub enum Reject {
     StoreUnavailable,
     /// The worker holds as many connections as it may.
     TooManyConnections,
+    /// The request carries no node key, and the connection's certificate names no host.
+    CertificateNamesNobody,
 }
 
 /// Who must change something.
@@ -67,7 +69,7 @@ pub struct RejectAnswer {
 
 impl Reject {
     /// Every reason, in the order of its discriminant.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::BodyMalformed,
         Self::BodyTooLarge,
         Self::Busy,
@@ -84,6 +86,7 @@ impl Reject {
         Self::NodeKeyUnknown,
         Self::StoreUnavailable,
         Self::TooManyConnections,
+        Self::CertificateNamesNobody,
     ];
 
     /// Place in arrays with one element a reason.
@@ -110,6 +113,7 @@ impl Reject {
             Self::NodeKeyUnknown => "node_key_unknown",
             Self::StoreUnavailable => "store_unavailable",
             Self::TooManyConnections => "too_many_connections",
+            Self::CertificateNamesNobody => "certificate_names_nobody",
         }
     }
 
@@ -123,7 +127,8 @@ impl Reject {
             | Self::HeadMalformed
             | Self::MethodNotAllowed
             | Self::NodeKeyMissing
-            | Self::NodeKeyUnknown => Side::Agent,
+            | Self::NodeKeyUnknown
+            | Self::CertificateNamesNobody => Side::Agent,
             Self::Busy | Self::Draining | Self::TooManyConnections => Side::Overload,
             Self::ControlUnavailable
             | Self::DeadlineExceeded
@@ -182,6 +187,11 @@ impl Reject {
             ),
             Self::StoreUnavailable => (503, r#"{"error":"store unavailable, try again"}"#),
             Self::TooManyConnections => (503, r#"{"error":"too many connections, try again"}"#),
+            // No `node_invalid`: an agent that is to be known by its certificate has no secret to enroll with.
+            Self::CertificateNamesNobody => (
+                401,
+                r#"{"error":"client certificate names no host: it needs a DNS name, a URI or a common name"}"#,
+            ),
         };
         RejectAnswer { status, body }
     }

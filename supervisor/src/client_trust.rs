@@ -11,6 +11,7 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
+use x509_parser::prelude::{ASN1Time, CertificateRevocationList, FromDer as _};
 
 use crate::exit::Failure;
 
@@ -26,7 +27,15 @@ pub(crate) fn load(server: &Server) -> Result<Option<ClientTrust>, Failure> {
         read(&server.client_crl, "server.client_crl")?
     };
     let trust = ClientTrust { ca_pem, crl_pem };
-    check(server, &trust)?;
+    let lists = check(server, &trust)?;
+    for overdue in overdue(&lists, ASN1Time::now()) {
+        tracing::warn!(
+            path = %server.client_crl.display(),
+            issuer = overdue.issuer,
+            since = overdue.since,
+            "a revocation list is past its next update: what was revoked since then is not refused"
+        );
+    }
     Ok(Some(trust))
 }
 
@@ -36,7 +45,11 @@ fn read(path: &Path, option: &str) -> Result<String, Failure> {
     })
 }
 
-fn check(server: &Server, trust: &ClientTrust) -> Result<(), Failure> {
+/// Gives the revocation lists.
+fn check(
+    server: &Server,
+    trust: &ClientTrust,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, Failure> {
     let bad_ca = |reason: &str| {
         let shown = server.client_ca.display();
         Failure::config(format!("server.client_ca: {shown} {reason}"))
@@ -62,15 +75,37 @@ fn check(server: &Server, trust: &ClientTrust) -> Result<(), Failure> {
         return Err(bad_crl("holds no revocation list in PEM form"));
     }
     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider()))
-        .with_crls(lists)
+        .with_crls(lists.clone())
         .build()
         .map_err(|error| bad_crl(&format!("cannot be used: {error}")))?;
-    Ok(())
+    Ok(lists)
+}
+
+/// A list in whose place its issuer has promised another one by now.
+#[derive(Debug, PartialEq, Eq)]
+struct Overdue {
+    issuer: String,
+    since: String,
+}
+
+fn overdue(lists: &[CertificateRevocationListDer<'_>], now: ASN1Time) -> Vec<Overdue> {
+    let overdue = lists.iter().filter_map(|list| {
+        let (_, list) = CertificateRevocationList::from_der(list).ok()?;
+        let next = list.next_update()?;
+        (next < now).then(|| Overdue {
+            issuer: list.issuer().to_string(),
+            since: next.to_string(),
+        })
+    });
+    overdue.collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
+        KeyIdMethod, KeyPair, KeyUsagePurpose, SerialNumber,
+    };
 
     use super::*;
     use crate::exit;
@@ -82,6 +117,36 @@ mod tests {
             .self_signed(&KeyPair::generate().unwrap())
             .unwrap()
             .pem()
+    }
+
+    #[test]
+    fn lists_past_their_time_are_found() {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::CrlSign];
+        let issuer = Issuer::new(params, KeyPair::generate().unwrap());
+        let list = |next_year| {
+            let list = CertificateRevocationListParams {
+                this_update: rcgen::date_time_ymd(2020, 1, 1),
+                next_update: rcgen::date_time_ymd(next_year, 1, 1),
+                crl_number: SerialNumber::from(1),
+                issuing_distribution_point: None,
+                revoked_certs: Vec::new(),
+                key_identifier_method: KeyIdMethod::Sha256,
+            };
+            list.signed_by(&issuer).unwrap().der().clone()
+        };
+        let lists = [list(2021), list(2030)];
+        let at = |year| {
+            let now = rcgen::date_time_ymd(year, 6, 1).unix_timestamp();
+            overdue(&lists, ASN1Time::from_timestamp(now).unwrap())
+        };
+        assert_eq!(at(2020), []);
+        assert_eq!(at(2031).len(), 2);
+        let found = at(2026);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].since.contains("2021"), "{found:?}");
+        assert!(!found[0].issuer.is_empty());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use fleet_protocol::address::AddressState;
 use fleet_protocol::address_list;
 use fleet_protocol::admin::{Reply, Request};
-use fleet_protocol::config::{Config, Server as ServerOptions};
+use fleet_protocol::config::{ClientAuth, Config, Server as ServerOptions};
 use fleet_protocol::proxied::Proxied;
 
 use crate::ask::ask;
@@ -90,6 +90,8 @@ struct Layout {
     /// Connections in all.
     connections_max: u64,
     is_tls: bool,
+    /// Nobody is heard by a gateway without a certificate of his own.
+    needs_certificate: bool,
     /// In front of `/healthz`.
     path_prefix: String,
 }
@@ -172,6 +174,9 @@ fn layout(common: &Common, config: &Config, state_dir: &Path) -> Result<Layout, 
         connections_max: held.min(wanted),
         servers,
         is_tls: config.server.tls,
+        needs_certificate: config.server.tls
+            && !config.server.client_ca.as_os_str().is_empty()
+            && config.server.client_auth == ClientAuth::Require,
         path_prefix: config.server.path_prefix(),
     })
 }

@@ -13,7 +13,10 @@ use fleet_tests::https::{Answer, TlsStream, read_to_close};
 use fleet_tests::process::signal;
 use fleet_tests::wait;
 use nix::sys::signal::Signal;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore};
@@ -113,7 +116,8 @@ impl Authority {
     /// Certificate and key, PEM.
     fn sign(&self, names: &[&str]) -> (String, String) {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        let params = CertificateParams::new(names).unwrap();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name = DistinguishedName::new();
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
@@ -256,6 +260,12 @@ fn agents_without_enrollment_are_known_by_their_certificates() {
     let key = gateway.https.enroll(&gateway.secret(), "web-1.example.com");
     let config = none.post("config", &json!({"node_key": key}));
     assert!(!config.contains_key("error"), "{config:?}");
+
+    // A certificate that names nobody makes no host, and is no reason to enroll.
+    let nobody = CertifiedAgent::new(&gateway, Some(authority.sign(&["192.0.2.7"])));
+    let body = nobody.post("config", &json!({"node_key": ""}));
+    assert!(body.contains_key("error"), "{body:?}");
+    assert!(!body.contains_key("node_invalid"), "{body:?}");
 
     // The certificate is the same host after a restart, on whichever worker.
     let gateway = gateway.restart();

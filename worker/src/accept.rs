@@ -4,10 +4,12 @@
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::SockFlag;
 use socket2::Socket;
 use tokio::sync::Notify;
@@ -140,12 +142,18 @@ pub(crate) async fn run(worker: Rc<Worker>, listening: Rc<Listening>, listener: 
             return End::Broken;
         }
     };
+    // The queue outlives workers, and fills while the door is shut or descriptors are lacking.
+    let mut is_unwatched = true;
     loop {
+        is_unwatched |= worker.door.is_shut();
         tokio::select! {
             biased;
             () = worker.drain.begun() => break,
             () = listening.withdrawn() => break,
             () = worker.door.room() => {}
+        }
+        if std::mem::take(&mut is_unwatched) && has_waiting(listener.get_ref()) {
+            listening.disturb(Instant::now());
         }
         let mut ready = tokio::select! {
             biased;
@@ -162,7 +170,10 @@ pub(crate) async fn run(worker: Rc<Worker>, listening: Rc<Listening>, listener: 
         match accept_burst(&worker, &listening, listener.get_ref()) {
             Ok(Burst::Empty) => ready.clear_ready(),
             Ok(Burst::More) => tokio::task::yield_now().await,
-            Ok(Burst::Exhausted) => tokio::time::sleep(DESCRIPTOR_PAUSE).await,
+            Ok(Burst::Exhausted) => {
+                tokio::time::sleep(DESCRIPTOR_PAUSE).await;
+                is_unwatched = true;
+            }
             Err(error) => {
                 tracing::error!(%error, "listener fails");
                 return End::Broken;
@@ -183,6 +194,12 @@ pub(crate) async fn run(worker: Rc<Worker>, listening: Rc<Listening>, listener: 
         }
     }
     End::AsTold
+}
+
+/// Whether somebody is in the queue; if that cannot be told, there may be.
+fn has_waiting(listener: &Socket) -> bool {
+    let mut polled = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    poll(&mut polled, PollTimeout::ZERO) != Ok(0)
 }
 
 fn accept_burst(

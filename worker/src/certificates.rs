@@ -20,6 +20,8 @@ pub(crate) struct Certificates {
     usual: Arc<CertifiedKey>,
     /// In lower case; wildcards with their `*.`. Of several that cover a name the first is shown.
     by_name: HashMap<String, Arc<CertifiedKey>>,
+    /// There is a choice.
+    has_further: bool,
 }
 
 impl Certificates {
@@ -39,7 +41,19 @@ impl Certificates {
             }
         }
         let usual = usual.context("no certificate")?;
-        Ok(Self { usual, by_name })
+        Ok(Self {
+            usual,
+            by_name,
+            has_further: identities.len() > 1,
+        })
+    }
+
+    /// For a name in lower case, or none.
+    fn choose(&self, name: Option<&str>) -> &Arc<CertifiedKey> {
+        match name {
+            Some(name) if self.has_further => self.find(name),
+            _ => &self.usual,
+        }
     }
 
     fn find(&self, name: &str) -> &Arc<CertifiedKey> {
@@ -55,12 +69,8 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let found = match hello.server_name() {
-            // rustls gives it in lower case.
-            Some(name) if self.by_name.len() > 1 => self.find(name),
-            _ => &self.usual,
-        };
-        Some(Arc::clone(found))
+        // rustls gives it in lower case.
+        Some(Arc::clone(self.choose(hello.server_name())))
     }
 }
 
@@ -114,9 +124,24 @@ mod tests {
             ("a.example", 0),
             ("other", 0),
         ] {
-            assert_eq!(certificates.find(name).cert, keys[expected], "{name}");
+            let chosen = certificates.choose(Some(name));
+            assert_eq!(chosen.cert, keys[expected], "{name}");
         }
+        assert_eq!(certificates.choose(None).cert, keys[0]);
         assert!(Certificates::new(&[], &provider).is_err());
+    }
+
+    /// As certificates are whose only name is their subject's.
+    #[test]
+    fn a_usual_one_without_names_hides_no_other() {
+        let identities = [identity(&[]), identity(&["a.example"])];
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let certificates = Certificates::new(&identities, &provider).unwrap();
+        let further = certified_key(&identities[1], &provider).unwrap().cert;
+        assert_eq!(certificates.choose(Some("a.example")).cert, further);
+        for name in [Some("b.example"), None] {
+            assert_ne!(certificates.choose(name).cert, further, "{name:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! TLS has verified the certificate, also that its private key is there, before anything is read here.
 
 use aws_lc_rs::digest;
+use fleet_protocol::agent::IdentityKind;
 use fleet_protocol::ids::NodeKeyHash;
 use rustls_pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
@@ -21,53 +22,74 @@ pub(crate) struct Certified {
     pub(crate) key: NodeKeyHash,
     /// First of its DNS names, its URIs, its subject's common name.
     pub(crate) identity: String,
+    /// Which of these it is.
+    pub(crate) kind: IdentityKind,
+}
+
+/// Why a verified certificate stands for no host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NamesNobody {
+    #[error("certificate cannot be read")]
+    Unreadable,
+    #[error("certificate has no DNS name, no URI and no common name")]
+    Nameless,
+    #[error("certificate's name is empty, too long, or holds control characters")]
+    BadName,
 }
 
 impl Certified {
-    /// `None` when the certificate names nobody.
-    pub(crate) fn of(leaf: &CertificateDer<'_>) -> Option<Self> {
-        let (_, leaf) = X509Certificate::from_der(leaf).ok()?;
-        let identity = identity(&leaf)?;
-        Some(Self {
-            key: key(&identity),
+    pub(crate) fn of(leaf: &CertificateDer<'_>) -> Result<Self, NamesNobody> {
+        let (_, leaf) = X509Certificate::from_der(leaf).map_err(|_| NamesNobody::Unreadable)?;
+        let (kind, identity) = identity(&leaf)?;
+        Ok(Self {
+            key: key(kind, &identity),
             identity,
+            kind,
         })
     }
 }
 
-fn key(identity: &str) -> NodeKeyHash {
+fn key(kind: IdentityKind, identity: &str) -> NodeKeyHash {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(DOMAIN);
+    context.update(kind.label().as_bytes());
+    context.update(b"\0");
     context.update(identity.as_bytes());
     let mut hash = [0; 32];
     hash.copy_from_slice(context.finish().as_ref());
     NodeKeyHash(hash)
 }
 
-fn identity(leaf: &X509Certificate<'_>) -> Option<String> {
-    let names = leaf.subject_alternative_name().ok()?;
+fn identity(leaf: &X509Certificate<'_>) -> Result<(IdentityKind, String), NamesNobody> {
+    let names = leaf.subject_alternative_name();
+    let names = names.map_err(|_| NamesNobody::Unreadable)?;
     let names = names.map_or(&[][..], |extension| &extension.value.general_names);
     let dns = names.iter().find_map(|name| match name {
         // Host names have no case; the same host must not be two.
-        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        GeneralName::DNSName(name) => Some((IdentityKind::DnsName, name.to_ascii_lowercase())),
         _ => None,
     });
     let uri = || {
         names.iter().find_map(|name| match name {
-            GeneralName::URI(uri) => Some((*uri).to_owned()),
+            GeneralName::URI(uri) => Some((IdentityKind::Uri, (*uri).to_owned())),
             _ => None,
         })
     };
     let common_name = || {
         let name = leaf.subject().iter_common_name().next()?;
-        Some(name.as_str().ok()?.to_owned())
+        Some((IdentityKind::CommonName, name.as_str().ok()?.to_owned()))
     };
-    let text = dns.or_else(uri).or_else(common_name)?;
+    let named = dns.or_else(uri).or_else(common_name);
+    let (kind, text) = named.ok_or(NamesNobody::Nameless)?;
     let text = text.trim();
     let is_good = !text.is_empty()
         && text.chars().count() <= IDENTITY_CHARS_MAX
         && !text.chars().any(char::is_control);
-    is_good.then(|| text.to_owned())
+    if is_good {
+        Ok((kind, text.to_owned()))
+    } else {
+        Err(NamesNobody::BadName)
+    }
 }
 
 #[cfg(test)]
@@ -78,7 +100,7 @@ mod tests {
     use super::*;
     use crate::state::hash_node_key;
 
-    fn certified(common_name: &str, names: Vec<SanType>) -> Option<Certified> {
+    fn certified(common_name: &str, names: Vec<SanType>) -> Result<Certified, NamesNobody> {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         if !common_name.is_empty() {
@@ -90,7 +112,7 @@ mod tests {
         Certified::of(certificate.der())
     }
 
-    fn identity_of(common_name: &str, names: Vec<SanType>) -> Option<String> {
+    fn identity_of(common_name: &str, names: Vec<SanType>) -> Result<String, NamesNobody> {
         certified(common_name, names).map(|certified| certified.identity)
     }
 
@@ -104,11 +126,13 @@ mod tests {
         assert_eq!(of(vec![ip(), uri()]), "spiffe://example.com/web-1");
         assert_eq!(of(vec![ip()]), "cn-1");
         assert_eq!(of(vec![]), "cn-1");
-        assert_eq!(identity_of("", vec![ip()]), None);
+        assert_eq!(identity_of("", vec![ip()]), Err(NamesNobody::Nameless));
         for bad in [" ", "a\nb", "a\0b", &"x".repeat(256)] {
-            assert_eq!(identity_of(bad, vec![]), None, "{bad:?}");
+            let identity = identity_of(bad, vec![]);
+            assert_eq!(identity, Err(NamesNobody::BadName), "{bad:?}");
         }
-        assert!(Certified::of(&CertificateDer::from(vec![0x30, 3, 1, 2])).is_none());
+        let broken = Certified::of(&CertificateDer::from(vec![0x30, 3, 1, 2]));
+        assert_eq!(broken, Err(NamesNobody::Unreadable));
     }
 
     #[test]
@@ -118,12 +142,33 @@ mod tests {
         assert_ne!(certified("b", vec![]).unwrap().key, one.key);
     }
 
+    /// An authority that is bound to some DNS names may write any common name.
+    #[test]
+    fn a_common_name_is_never_a_dns_names_host() {
+        let dns = SanType::DnsName("web-1.example.com".try_into().unwrap());
+        let uri = SanType::URI("web-1.example.com".try_into().unwrap());
+        let of = |common_name, names| certified(common_name, names).unwrap();
+        let all = [
+            of("", vec![dns]),
+            of("", vec![uri]),
+            of("web-1.example.com", vec![]),
+        ];
+        let kinds = all.each_ref().map(|of| of.kind);
+        assert_eq!(kinds, IdentityKind::ALL);
+        assert!(all.iter().all(|of| of.identity == "web-1.example.com"));
+        let keys: std::collections::HashSet<_> = all.iter().map(|of| of.key.0).collect();
+        assert_eq!(keys.len(), 3);
+    }
+
     proptest! {
         #[test]
         fn no_node_key_stands_for_a_certificate(text in any::<String>(), identity in "[a-z.]{1,20}") {
-            prop_assert_ne!(hash_node_key(&text), key(&identity));
-            let imitation = String::from_utf8_lossy(&[DOMAIN, identity.as_bytes()].concat()).into_owned();
-            prop_assert_ne!(hash_node_key(&imitation), key(&identity));
+            for kind in IdentityKind::ALL {
+                prop_assert_ne!(hash_node_key(&text), key(kind, &identity));
+                let parts = [DOMAIN, kind.label().as_bytes(), b"\0", identity.as_bytes()];
+                let imitation = String::from_utf8_lossy(&parts.concat()).into_owned();
+                prop_assert_ne!(hash_node_key(&imitation), key(kind, &identity));
+            }
         }
     }
 }

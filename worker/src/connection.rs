@@ -15,7 +15,7 @@ use fleet_protocol::reject::Reject;
 use fleet_protocol::stats::{Handshake, ProxyHeader, TlsFailure, TlsSession};
 
 use crate::buffers::{self, Scratch};
-use crate::client_certificate::Certified;
+use crate::client_certificate::{Certified, NamesNobody};
 use crate::exchange::Response;
 use crate::http::{self, Malformed};
 use crate::phase::{Phase, Step};
@@ -35,8 +35,8 @@ pub(crate) struct Connection {
     peer: SocketAddr,
     /// Who sent the latest request; behind a balancer that speaks HTTP, its client.
     client: IpAddr,
-    /// Boxed, since agents that enroll have none.
-    certified: Option<Box<Certified>>,
+    /// What the peer has shown, unless the latest request came through a proxy. Boxed, since agents that enroll have none.
+    certificate: Option<Box<Result<Certified, NamesNobody>>>,
     phase: Phase,
     deadline: Instant,
     /// When the whole exchange must be over.
@@ -70,7 +70,7 @@ impl Connection {
             policy,
             peer,
             client: peer.ip(),
-            certified: None,
+            certificate: None,
             phase: Phase::Closed,
             deadline: now + limits::PROXY_HEADER_DEADLINE,
             exchange_end: now + limits::EXCHANGE_DEADLINE,
@@ -108,6 +108,12 @@ impl Connection {
     /// When [`Connection::step`] must be called again at the latest; `None` in a tunnel.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         (!matches!(self.phase, Phase::Tunnel)).then_some(self.deadline)
+    }
+
+    /// Whether the end of the handshake and the request will come in two segments with nothing of ours in between, as in
+    /// TLS 1.3; in TLS 1.2 the server has the last word of the handshake.
+    pub(crate) fn awaits_finished_and_request(&self) -> bool {
+        matches!(self.phase, Phase::Handshake) && self.layer.is_tls13()
     }
 
     /// Whether the handshake still goes on.
@@ -153,8 +159,7 @@ impl Connection {
         if matches!(self.phase, Phase::Handshake) && !self.layer.is_handshaking() {
             self.handshake = Some(Handshake::Done);
             self.tls_session = self.layer.session();
-            let leaf = self.layer.client_certificate();
-            self.certified = leaf.and_then(Certified::of).map(Box::new);
+            self.read_certificate();
             self.phase = Phase::Head { scanned: 0 };
             self.deadline = self.exchange_end.min(now + limits::HEAD_DEADLINE);
         }
@@ -364,7 +369,7 @@ impl Connection {
             Phase::Deciding(request) if is_post => {
                 let sender = Sender {
                     client: self.client,
-                    certified: self.certified.as_deref(),
+                    certificate: self.certificate.as_deref(),
                 };
                 Step::Head(request.view(route, &self.plain, sender))
             }
@@ -408,7 +413,7 @@ impl Connection {
             Phase::Answering(request) => {
                 let sender = Sender {
                     client: self.client,
-                    certified: self.certified.as_deref(),
+                    certificate: self.certificate.as_deref(),
                 };
                 let (head, body) = request.parts(route, &mut self.plain, sender);
                 Step::Request(head, body)

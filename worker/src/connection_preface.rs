@@ -178,10 +178,8 @@ impl Connection {
         if trusted.believes(peer) {
             let text = self.plain.get(..head.head_bytes).unwrap_or_default();
             self.client = http::client_address(text, trusted, peer);
-        }
-        // What a proxy shows is its own certificate, whoever sends requests through it.
-        if self.client != peer || trusted.knows(peer) {
-            self.certified = None;
+            // What a proxy shows is its own certificate, whoever sends requests through it and whether it says who.
+            self.certificate = None;
         }
         // Agents speak TLS: who does not, or has a proxy's address, is a balancer.
         if matches!(self.layer, Layer::Plain) || trusted.knows(peer) {

@@ -1,4 +1,4 @@
-//! How TLS begins and how it fails: counted once, and said to peers that speak plain HTTP.
+//! How TLS begins, whose certificate it brings, and how it fails: counted once, and said to peers that speak plain HTTP.
 
 use std::cell::RefCell;
 use std::time::Instant;
@@ -7,6 +7,7 @@ use fleet_protocol::stats::{Handshake, TlsFailure, WorkerStats};
 
 use super::Connection;
 use crate::buffers::Scratch;
+use crate::client_certificate::Certified;
 use crate::http;
 use crate::tls::Error;
 use crate::tls_failure;
@@ -39,6 +40,18 @@ impl Connection {
         {
             bump(&mut stats.tls_sessions, session as usize);
         }
+    }
+
+    /// Learns, once the handshake is over, whom the peer's certificate names.
+    pub(super) fn read_certificate(&mut self) {
+        let Some(leaf) = self.layer.client_certificate() else {
+            return;
+        };
+        let certificate = Certified::of(leaf);
+        if let Err(reason) = &certificate {
+            tracing::debug!(peer = %self.peer, %reason, "a verified certificate names no host");
+        }
+        self.certificate = Some(Box::new(certificate));
     }
 
     pub(super) fn fail_tls(&mut self, error: &Error, now: Instant) {

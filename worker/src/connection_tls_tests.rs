@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use fleet_protocol::config::{ClientAuth, Config, PostQuantum};
-use fleet_protocol::slot::{ClientTrust, StartTls};
+use fleet_protocol::config::{Config, PostQuantum};
+use fleet_protocol::slot::StartTls;
 use fleet_protocol::stats::{TlsFailure, TlsSession, WorkerStats};
 use fleet_protocol::tickets::TicketKey;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
-    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
-};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind};
 
+use self::clients::Authority;
 use super::bench::{client_config, start_tls};
 use super::*;
+
+#[path = "connection_client_tests.rs"]
+mod clients;
 
 fn browser(version: &'static rustls::SupportedProtocolVersion) -> Arc<ClientConfig> {
     let mut config = client_config(version);
@@ -109,162 +109,6 @@ fn the_key_exchange_is_the_one_that_was_configured() {
     for post_quantum in [PostQuantum::Off, PostQuantum::Prefer] {
         assert_eq!(group(post_quantum, 1), X25519);
         assert_eq!(group(post_quantum, 2), secp256r1);
-    }
-}
-
-/// An authority of clients.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-impl Authority {
-    fn new(name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        let issuer = Issuer::new(params, key);
-        Self { issuer, pem }
-    }
-
-    fn roots(&self) -> rustls::RootCertStore {
-        use rustls_pki_types::pem::PemObject as _;
-        let certificate = rustls_pki_types::CertificateDer::from_pem_slice(self.pem.as_bytes());
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(certificate.unwrap()).unwrap();
-        roots
-    }
-
-    /// A client's configuration with a certificate of this authority.
-    fn client(
-        &self,
-        name: &str,
-        serial: u64,
-        version: &'static rustls::SupportedProtocolVersion,
-    ) -> Arc<ClientConfig> {
-        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        params.serial_number = Some(SerialNumber::from(serial));
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let key = rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let mut config = client_config(version);
-        let chain = vec![certificate.der().clone()];
-        let signer = rustls::sign::SingleCertAndKey::from(
-            rustls::sign::CertifiedKey::from_der(chain, key, config.crypto_provider()).unwrap(),
-        );
-        config.client_auth_cert_resolver = Arc::new(signer);
-        Arc::new(config)
-    }
-
-    fn revoke(&self, serial: u64) -> String {
-        let now = rcgen::date_time_ymd(2026, 1, 1);
-        let list = CertificateRevocationListParams {
-            this_update: now,
-            next_update: rcgen::date_time_ymd(2050, 1, 1),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: vec![RevokedCertParams {
-                serial_number: SerialNumber::from(serial),
-                revocation_time: now,
-                reason_code: None,
-                invalidity_date: None,
-            }],
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        list.signed_by(&self.issuer).unwrap().pem().unwrap()
-    }
-}
-
-#[test]
-fn certificates_of_clients_are_required_or_accepted() {
-    use rustls::AlertDescription::{CertificateRequired, CertificateRevoked, UnknownCA};
-    let (ours, others) = (Authority::new("ours"), Authority::new("others"));
-    let mut start = start_tls();
-    start.client_trust = Some(ClientTrust {
-        ca_pem: ours.pem.clone(),
-        crl_pem: ours.revoke(7),
-    });
-    for version in [TLS12, TLS13] {
-        let none = Arc::new(client_config(version));
-        for (auth, client, expected) in [
-            (
-                ClientAuth::Require,
-                ours.client("a", 1, version),
-                Ok(Some("a")),
-            ),
-            (
-                ClientAuth::Require,
-                ours.client("a", 7, version),
-                Err(CertificateRevoked),
-            ),
-            (
-                ClientAuth::Require,
-                others.client("a", 1, version),
-                Err(UnknownCA),
-            ),
-            (
-                ClientAuth::Require,
-                Arc::clone(&none),
-                Err(CertificateRequired),
-            ),
-            (
-                ClientAuth::Accept,
-                ours.client("a", 1, version),
-                Ok(Some("a")),
-            ),
-            (
-                ClientAuth::Accept,
-                others.client("a", 1, version),
-                Err(UnknownCA),
-            ),
-            (ClientAuth::Accept, none, Ok(None)),
-        ] {
-            let mut server = Config::default();
-            server.server.client_auth = auth;
-            let mut bench = bench_with(&start, &server, &client);
-            bench.say(&post(READ, "", BODY));
-            match expected {
-                Ok(identity) => {
-                    assert!(bench.heard().ends_with("{}"));
-                    let certified = bench.connection.certified.as_deref();
-                    assert_eq!(certified.map(|of| of.identity.as_str()), identity);
-                }
-                Err(alert) => {
-                    assert_eq!(bench.requests, []);
-                    let error = bench.client_error.unwrap();
-                    assert_eq!(error, rustls::Error::AlertReceived(alert), "{version:?}");
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn a_proxys_certificate_is_no_agents() {
-    let ours = Authority::new("ours");
-    let mut start = start_tls();
-    start.client_trust = Some(ClientTrust {
-        ca_pem: ours.pem.clone(),
-        crl_pem: String::new(),
-    });
-    let forwarded = "X-Forwarded-For: 198.51.100.7\r\n";
-    for (trusted_proxies, fields, is_agent) in [
-        ("", forwarded, true),
-        ("10.0.0.0/8", forwarded, true),
-        ("192.0.2.0/24", "", false),
-        ("1", forwarded, false),
-    ] {
-        let mut server = Config::default();
-        server.server.trusted_proxies = trusted_proxies.into();
-        let client = ours.client("balancer", 1, TLS13);
-        let mut bench = bench_with(&start, &server, &client);
-        bench.say(&post(READ, fields, BODY));
-        assert!(bench.heard().ends_with("{}"));
-        let is_certified = bench.connection.certified.is_some();
-        assert_eq!(is_certified, is_agent, "{trusted_proxies}");
     }
 }
 
@@ -369,30 +213,6 @@ fn fails(start: &StartTls, server: &Config, client: &Arc<ClientConfig>, expected
         "{expected:?}"
     );
     assert_eq!(bench.requests, []);
-}
-
-#[test]
-fn certificates_of_clients_that_fail_are_counted() {
-    let ours = Authority::new("ours");
-    let mut asking = start_tls();
-    asking.client_trust = Some(ClientTrust {
-        ca_pem: ours.pem.clone(),
-        crl_pem: ours.revoke(7),
-    });
-    let server = Config::default();
-    for (client, expected) in [
-        (
-            Arc::new(client_config(TLS13)),
-            TlsFailure::CertificateMissing,
-        ),
-        (ours.client("a", 7, TLS13), TlsFailure::CertificateRevoked),
-        (
-            Authority::new("others").client("a", 1, TLS13),
-            TlsFailure::CertificateUntrusted,
-        ),
-    ] {
-        fails(&asking, &server, &client, expected);
-    }
 }
 
 /// Trusts nobody.

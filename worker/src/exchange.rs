@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 
 use crate::answers::Content;
 use crate::body;
-use crate::client_certificate::Certified;
+use crate::client_certificate::{Certified, NamesNobody};
 use crate::holds::IdleRead;
 use crate::log_body::{self, Lines};
 use crate::scan::Malformed;
@@ -48,8 +48,8 @@ pub(crate) struct Head<'a> {
     pub(crate) accepts_gzip: bool,
     /// Who sent it; behind a balancer, the balancer's client.
     pub(crate) client: IpAddr,
-    /// Whose certificate the connection was made with.
-    pub(crate) certified: Option<&'a Certified>,
+    /// Whose certificate the connection was made with, if with any.
+    pub(crate) certificate: Option<&'a Result<Certified, NamesNobody>>,
 }
 
 /// What to do before the body is read.
@@ -152,8 +152,9 @@ pub(crate) fn answer(state: &State, head: &Head<'_>, body: &mut [u8], now: Insta
             }
             through(state, head.route, Request::CarveBlock(block), now)
         }
-        task => match (key, head.certified) {
-            (None, Some(certified)) => certified::serve(state, head, certified, task, now),
+        task => match (key, head.certificate) {
+            (None, Some(Ok(certified))) => certified::serve(state, head, certified, task, now),
+            (None, Some(Err(_))) => Err(Reject::CertificateNamesNobody),
             _ => authenticate(state, head.route, key, task, now),
         },
     });

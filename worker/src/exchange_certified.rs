@@ -37,6 +37,7 @@ pub(super) fn serve(
         key: certified.key,
         identity: certified.identity.clone(),
         address: head.client,
+        kind: certified.kind,
     }));
     let ticket = ask(state, adopt, now)?;
     let state = state.handle().ok_or(Reject::Draining)?;

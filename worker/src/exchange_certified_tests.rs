@@ -1,19 +1,24 @@
 //! Tests of requests whose sender is known by a certificate.
 
-use super::*;
-use crate::client_certificate::Certified;
+use fleet_protocol::agent::IdentityKind;
 
-fn certified() -> Certified {
+use super::*;
+use crate::client_certificate::{Certified, NamesNobody};
+
+type Certificate = Result<Certified, NamesNobody>;
+
+fn certified() -> Certificate {
     let host = test_host(9, "nine");
-    Certified {
+    Ok(Certified {
         key: host.key,
         identity: "web-9".into(),
-    }
+        kind: IdentityKind::Uri,
+    })
 }
 
-fn certified_head(route: Route, certified: &Certified) -> Head<'_> {
+fn certified_head(route: Route, certificate: &Certificate) -> Head<'_> {
     Head {
-        certified: Some(certified),
+        certificate: Some(certificate),
         ..head(route, None)
     }
 }
@@ -31,9 +36,12 @@ fn an_unknown_certificate_is_adopted_once_and_then_served_alone() {
         let Request::Adopt(adopt) = request else {
             panic!("{request:?}");
         };
+        let Ok(expected) = &certified else {
+            panic!("{certified:?}");
+        };
         assert_eq!(
-            (adopt.key, adopt.identity.as_str()),
-            (certified.key, "web-9")
+            (adopt.key, adopt.kind, adopt.identity.as_str()),
+            (expected.key, IdentityKind::Uri, "web-9")
         );
         let host = test_host(9, "nine");
         state.complete(id, Answer::Host(Some(host)), Instant::now());
@@ -58,6 +66,25 @@ fn a_node_key_comes_before_a_certificate() {
     // Without a certificate an empty key is none.
     let body = body_of(&state, Route::Config, "{}");
     assert!(body.ends_with(br#""node_invalid":true}"#), "{body:?}");
+}
+
+#[test]
+fn a_certificate_that_names_nobody_is_an_error_and_no_reason_to_enroll() {
+    let (state, nobody) = (state(), Err(NamesNobody::Nameless));
+    let expected = Reject::CertificateNamesNobody.answer(None).body;
+    for route in [Route::Config, Route::Read, Route::Write] {
+        for body in NO_KEYS {
+            let head = certified_head(route, &nobody);
+            assert_eq!(now(send(&state, &head, body.as_bytes())).body, expected);
+        }
+    }
+    let counts = state.stats.borrow().rejects;
+    assert_eq!(counts[Reject::CertificateNamesNobody.index()], 9);
+    assert_eq!(counts[Reject::NodeKeyMissing.index()], 0);
+    // With a node key it is an agent like any other.
+    let head = certified_head(Route::Config, &nobody);
+    let response = now(send(&state, &head, br#"{"node_key":"one"}"#));
+    assert_eq!(response.body, CONFIG);
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn request(state: &State, route: Route, body: &str, now: Instant) -> Reply {
         is_gzip: false,
         accepts_gzip: false,
         client: [127, 0, 0, 1].into(),
-        certified: None,
+        certificate: None,
     };
     exchange::answer(state, &head, &mut body, now)
 }

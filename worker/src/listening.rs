@@ -5,7 +5,9 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Instant;
 
+use fleet_protocol::limits::EXCHANGE_DEADLINE;
 use fleet_protocol::networks::Networks;
 use fleet_protocol::slot;
 use fleet_protocol::stats::ListenerStats;
@@ -20,6 +22,8 @@ pub(crate) struct Listening {
     accepted: Cell<u64>,
     refused: Cell<u64>,
     is_withdrawn: Cell<bool>,
+    /// Agents that connected while nobody accepted have given up by then; `None` when there are none.
+    calm_from: Cell<Option<Instant>>,
     changed: Notify,
 }
 
@@ -32,6 +36,7 @@ impl Listening {
             accepted: Cell::new(0),
             refused: Cell::new(0),
             is_withdrawn: Cell::new(false),
+            calm_from: Cell::new(None),
             changed: Notify::new(),
         })
     }
@@ -48,6 +53,16 @@ impl Listening {
     /// Counts a request or a connection that was refused.
     pub(crate) fn refuse(&self) {
         self.refused.set(self.refused.get() + 1);
+    }
+
+    /// Some have waited to be accepted, and nobody knows for how long. A full queue also kept others out, who try again.
+    pub(crate) fn disturb(&self, now: Instant) {
+        self.calm_from.set(Some(now + EXCHANGE_DEADLINE));
+    }
+
+    /// Whether whoever is here connected when he was accepted, so that his time is known.
+    pub(crate) fn is_calm(&self, now: Instant) -> bool {
+        self.calm_from.get().is_none_or(|from| now >= from)
     }
 
     /// Tells the accepting task to take what waits and to end.
@@ -78,5 +93,30 @@ impl Listening {
             accepted: self.accepted.get(),
             refused: self.refused.get(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_is_calm_again_when_all_who_waited_have_given_up() {
+        let listening = Listening::new(&slot::Listener {
+            address: "192.0.2.1:8080".parse().unwrap(),
+            fd: 0,
+            balancers: None,
+        });
+        let now = Instant::now();
+        assert!(listening.is_calm(now));
+        listening.disturb(now);
+        let again = now + EXCHANGE_DEADLINE;
+        assert!(!listening.is_calm(now));
+        assert!(!listening.is_calm(again - Duration::from_millis(1)));
+        assert!(listening.is_calm(again));
+        listening.disturb(again);
+        assert!(!listening.is_calm(again));
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use fleet_protocol::agent::Route;
 
-use crate::client_certificate::Certified;
+use crate::client_certificate::{Certified, NamesNobody};
 use crate::exchange::Head;
 use crate::http::{Chunked, Framing, Malformed, RequestHead};
 
@@ -15,8 +15,8 @@ use crate::http::{Chunked, Framing, Malformed, RequestHead};
 pub(crate) struct Sender<'a> {
     /// Behind a balancer, the balancer's client.
     pub(crate) client: IpAddr,
-    /// Whose certificate the connection was made with.
-    pub(crate) certified: Option<&'a Certified>,
+    /// Whose certificate the connection was made with, if with any.
+    pub(crate) certificate: Option<&'a Result<Certified, NamesNobody>>,
 }
 
 /// See the module.
@@ -111,7 +111,7 @@ impl Request {
             is_gzip: self.head.is_gzip,
             accepts_gzip: self.head.accepts_gzip,
             client: sender.client,
-            certified: sender.certified,
+            certificate: sender.certificate,
         }
     }
 

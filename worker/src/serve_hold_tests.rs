@@ -11,7 +11,12 @@ const LOG: &str = r#"{"data":[{"a":1}],"log_type":"result","node_key":"key-7"}"#
 
 /// Host 7 is enrolled, and nothing is due for it.
 fn start(change: impl FnOnce(&mut Config)) -> Bench {
-    let bench = Bench::start(false, |config| {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    start_on(listener, change)
+}
+
+fn start_on(listener: TcpListener, change: impl FnOnce(&mut Config)) -> Bench {
+    let bench = Bench::start_on(listener, false, |config| {
         config.osquery.distributed_hold = HOLD;
         change(config);
     });
@@ -26,10 +31,14 @@ fn start(change: impl FnOnce(&mut Config)) -> Bench {
 /// Sends a read and leaves it.
 fn read(bench: &Bench, fields: &str) -> TcpStream {
     let mut stream = bench.connect();
+    send_read(&mut stream, fields);
+    stream
+}
+
+fn send_read(stream: &mut TcpStream, fields: &str) {
     stream
         .write_all(request(READ, &format!("{KEY}{fields}"), "{}").as_bytes())
         .unwrap();
-    stream
 }
 
 fn ends(stats: &WorkerStats) -> Vec<(HoldEnd, u64)> {
@@ -102,6 +111,8 @@ fn who_goes_away_lost_nothing_and_who_asks_again_is_held_anew() {
     assert_eq!(ends(&stats), [(HoldEnd::Gone, 1), (HoldEnd::Superseded, 1)]);
     let reads = stats.exchanges[Route::Read.index()];
     assert_eq!(reads, [1, 0, 0, 0, 1]);
+    // Only an answer has a latency.
+    assert_eq!(stats.exchange_us[Route::Read.index()].count(), 1);
 }
 
 #[test]
@@ -141,4 +152,35 @@ fn a_hold_keeps_nobody_out() {
     assert!(answer(&mut second).ends_with("{}"));
     let stats = bench.stats_until(|stats| stats.held_reads == 0);
     assert_eq!(ends(&stats), [(HoldEnd::Crowded, 2)]);
+}
+
+/// Both the one who waited and those who come soon after: they may have tried before, with the queue full.
+fn none_is_held(bench: &mut Bench, mut waited: TcpStream) {
+    send_read(&mut waited, "");
+    assert!(answer(&mut waited).ends_with("\r\n\r\n{}"));
+    drop(waited);
+    bench.stats_until(|stats| stats.open_connections == 0);
+    assert!(answer(&mut read(bench, "")).ends_with("\r\n\r\n{}"));
+    let stats = bench.stats_until(|stats| stats.exchanges[Route::Read.index()][0] == 2);
+    assert_eq!((stats.held_reads, ends(&stats)), (0, vec![]));
+}
+
+#[test]
+fn who_waited_for_a_worker_is_not_held() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let waited = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let mut bench = start_on(listener, |_| ());
+    none_is_held(&mut bench, waited);
+}
+
+#[test]
+fn who_waited_for_room_is_not_held() {
+    let mut bench = start(|config| config.server.connections_per_worker_max = 2);
+    bench.stats_until(|stats| stats.exchanges_total() == 1 && stats.open_connections == 0);
+    let others = [bench.connect(), bench.connect()];
+    bench.stats_until(|stats| stats.open_connections == 2);
+    let waited = bench.connect();
+    drop(others);
+    bench.stats_until(|stats| stats.open_connections == 1 && stats.accepted == 4);
+    none_is_held(&mut bench, waited);
 }

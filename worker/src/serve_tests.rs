@@ -95,6 +95,12 @@ fn host() -> feed::Host {
 
 impl Bench {
     fn start(with_tls: bool, change: impl FnOnce(&mut Config)) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_on(listener, with_tls, change)
+    }
+
+    /// Takes over a listener in whose queue some may wait.
+    fn start_on(listener: TcpListener, with_tls: bool, change: impl FnOnce(&mut Config)) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -103,7 +109,6 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let tunnel_path = dir.path().join("tunnel.sock");
         let tunnels = UnixListener::bind(&tunnel_path).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let mut config = Config::default();

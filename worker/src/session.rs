@@ -83,7 +83,8 @@ impl Drop for OpenExchange {
         {
             *count += 1;
         }
-        if self.outcome == Outcome::Broken {
+        // Nobody heard an answer whose latency there could be.
+        if matches!(self.outcome, Outcome::Broken | Outcome::Abandoned) {
             return;
         }
         let elapsed = self.since.elapsed().as_micros();
@@ -338,7 +339,7 @@ impl Session {
                 }
             }
             scratch.out.clear();
-            if written > 0 && self.connection.is_handshaking() {
+            if written > 0 && self.connection.awaits_finished_and_request() {
                 self.stream.acknowledge_at_once();
             }
             if self.connection.flushed(now)

@@ -46,6 +46,10 @@ impl Session {
         if state.distributed_hold.is_zero() || self.is_leaving() {
             return None;
         }
+        // The agent's time began when it connected, ours when it was accepted.
+        if !self.permit.listening.is_calm(now) {
+            return None;
+        }
         if !self.worker.door.has_spare() {
             state.holds.borrow_mut().count(HoldEnd::Crowded);
             return None;

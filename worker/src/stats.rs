@@ -5,9 +5,8 @@ use fleet_protocol::stats::WorkerStats;
 
 use crate::state::State;
 
-/// All counters, with the gauges that this half of the worker knows filled in (batches, held reads, table, link,
-/// memory); open
-/// connections and tunnels stay as the caller left them in `state.stats`.
+/// All counters, with the gauges that this half of the worker knows filled in (batches, held reads, table, link, memory);
+/// open connections and tunnels stay as the caller left them in `state.stats`.
 pub(crate) fn report(state: &State) -> WorkerStats {
     let mut stats = state.stats.borrow().clone();
     let waiting = state.waiting.borrow();

@@ -1,7 +1,7 @@
 //! The terms on which TLS is spoken: versions, suites, groups, certificates.
 //!
 //! There are two of them, told apart by the ClientHello: osquery offers no ALPN and never resumes, so a ticket would be
-//! wasted on it; browsers, curl and fleetctl offer it and get one.
+//! wasted on it; browsers, curl and fleetctl offer it and get one, unless clients are asked for certificates.
 
 use std::sync::Arc;
 
@@ -38,8 +38,12 @@ impl Terms {
         let tickets = Arc::new(Ticketer::new(&start.tickets)?);
         let mut others = agents.clone();
         others.alpn_protocols = vec![b"http/1.1".to_vec()];
-        others.ticketer = tickets.clone();
-        others.send_tls13_tickets = 1;
+        // rustls takes a client's chain from the ticket as it was verified once: one that has expired meanwhile, or that a
+        // later list revokes, would go on for as long as its client comes back.
+        if start.client_trust.is_none() {
+            others.ticketer = tickets.clone();
+            others.send_tls13_tickets = 1;
+        }
         Ok(Self {
             agents: Arc::new(agents),
             others: Arc::new(others),
@@ -85,7 +89,6 @@ fn verifier(
         .context("server.client_crl is not PEM")?;
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
         .with_crls(lists)
-        .only_check_end_entity_revocation()
         .allow_unknown_revocation_status();
     Ok(match config.server.client_auth {
         ClientAuth::Require => builder,

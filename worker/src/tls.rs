@@ -58,6 +58,13 @@ impl Layer {
         })
     }
 
+    pub(crate) fn is_tls13(&self) -> bool {
+        let Self::Tls { session, .. } = self else {
+            return false;
+        };
+        session.protocol_version() == Some(ProtocolVersion::TLSv1_3)
+    }
+
     pub(crate) fn is_handshaking(&self) -> bool {
         matches!(self, Self::Tls { session, .. } if session.is_handshaking())
     }

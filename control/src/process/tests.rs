@@ -191,8 +191,8 @@ impl Harness {
         let stream = UnixStream::connect(self.path("control.sock")).await;
         let mut link = Wire::new(stream.unwrap());
         link.send(&Hello {
-            version_min: 1,
-            version_max: 1,
+            version_min: fleet_protocol::frame::VERSION,
+            version_max: fleet_protocol::frame::VERSION,
             build: "test".into(),
             slot: SlotIndex(0),
             generation: Generation(1),

@@ -197,8 +197,8 @@ impl Link {
 
 fn hello(worker: u64) -> Hello {
     Hello {
-        version_min: 1,
-        version_max: 1,
+        version_min: fleet_protocol::frame::VERSION,
+        version_max: fleet_protocol::frame::VERSION,
         build: "test".into(),
         slot: SlotIndex(0),
         generation: Generation(0),

@@ -26,7 +26,7 @@ use super::error::{Fault, Result};
 use super::session::{Session, transaction};
 use super::value::{Arg, NAME_CHARS_MAX, address_text, clip, unexpected};
 use crate::model::{
-    CERTIFIED_INSTANCE, EnrollOutcome, HostState, Identity, LabelId, NewEnrollment,
+    EnrollOutcome, HostState, Identity, LabelId, NewEnrollment, is_certified_instance,
 };
 
 /// A host that was heard of within this time is alive. Many times the longest usual interval of an agent, and short
@@ -241,8 +241,12 @@ impl Plan {
 
 /// Which of the rows with the same identifier this enrolment is for; `None` for a new one.
 fn choose(rows: &[Candidate], instance_id: &str, at: UnixSeconds) -> (Option<usize>, Identity) {
-    let is_certified = |instance_id: &str| instance_id == CERTIFIED_INSTANCE;
-    let is_alike = |row: &Candidate| is_certified(&row.instance_id) == is_certified(instance_id);
+    // A certificate's host is only ever found by the same kind of name.
+    let is_alike = |row: &Candidate| {
+        let is_certified =
+            is_certified_instance(&row.instance_id) || is_certified_instance(instance_id);
+        !is_certified || row.instance_id == instance_id
+    };
     let youngest = |matches: &dyn Fn(&Candidate) -> bool| {
         rows.iter()
             .enumerate()

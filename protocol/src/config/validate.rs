@@ -142,8 +142,14 @@ impl Config {
             ),
             Err(error) => check(false, &format!("server.proxy_protocol_networks: {error}")),
         }
-        if let Err(error) = server.trusted_proxies.parse::<TrustedProxies>() {
-            check(false, &format!("server.trusted_proxies: {error}"));
+        match server.trusted_proxies.parse::<TrustedProxies>() {
+            Err(error) => check(false, &format!("server.trusted_proxies: {error}")),
+            Ok(TrustedProxies::Header(_) | TrustedProxies::Hops(_)) => check(
+                server.client_ca.as_os_str().is_empty(),
+                "server.client_ca: with a header's name or a number of hops in server.trusted_proxies anybody may be a proxy, \
+                 so no certificate is an agent's; list the proxies' networks there",
+            ),
+            Ok(TrustedProxies::Nobody | TrustedProxies::Networks(_)) => {}
         }
         check(
             (1..=3600).contains(&server.keepalive_idle.as_secs()),
@@ -348,6 +354,21 @@ mod tests {
             "server.keepalive_idle: must be",
         ]) {
             assert!(text.starts_with(expected), "{text}");
+        }
+        // Whoever may be a proxy cannot be known by a certificate.
+        for (trusted_proxies, is_good) in [
+            ("", true),
+            ("10.0.0.0/8", true),
+            ("1", false),
+            ("True-Client-IP", false),
+        ] {
+            let mut config = Config::default();
+            config.server.client_ca = "ca.pem".into();
+            config.server.trusted_proxies = trusted_proxies.into();
+            let problems = config.validate();
+            assert_eq!(problems.is_empty(), is_good, "{problems:?}");
+            let is_named = |problem: &Problem| problem.0.starts_with("server.client_ca: ");
+            assert!(problems.iter().all(is_named), "{problems:?}");
         }
         // A wrong address is told of once.
         let twice = problems(|server| {

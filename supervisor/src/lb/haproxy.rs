@@ -18,15 +18,7 @@ pub(super) struct Extras<'a> {
 
 pub(super) fn render(layout: &Layout, extras: &Extras<'_>) -> Result<String, Failure> {
     let stats_socket = word(extras.stats_socket)?;
-    let verify = match extras.ca_file {
-        Some(file) => format!("verify required ca-file {}", word(file)?),
-        None => "verify none".to_owned(),
-    };
-    let check = if layout.is_tls {
-        format!(" check-ssl {verify}")
-    } else {
-        String::new()
-    };
+    let check = check(layout, extras)?;
     let mut out = format!(
         "{HEAD} Render it again when addresses change.\n\
          \n\
@@ -64,15 +56,9 @@ pub(super) fn render(layout: &Layout, extras: &Extras<'_>) -> Result<String, Fai
          \n\
          backend gateways\n\
          \x20   balance leastconn\n\
-         \x20   # What a gateway has for itself. Store and bus are shared by all: when they fail, none is better than another,\n\
-         \x20   # and each still answers what it can alone.\n\
-         \x20   option httpchk\n\
-         \x20   http-check send meth GET uri {prefix}/healthz?check=journal ver HTTP/1.1 hdr Host gateway hdr Connection close\n\
-         \x20   http-check expect status 200\n\
-         \x20   default-server check{check} inter 2s downinter 2s fastinter 1s fall 3 rise 2 weight 100\n",
+         {check} inter 2s downinter 2s fastinter 1s fall 3 rise 2 weight 100\n",
         connections = layout.connections_max,
         bind = bind(layout.listen),
-        prefix = layout.path_prefix,
     );
     if layout.servers.iter().any(|server| server.agent.is_some()) {
         out.push_str(
@@ -83,6 +69,42 @@ pub(super) fn render(layout: &Layout, extras: &Extras<'_>) -> Result<String, Fai
         let _ = writeln!(out, "{}", server_line(index + 1, server));
     }
     Ok(out)
+}
+
+/// How gateways are checked, up to the times between checks.
+fn check(layout: &Layout, extras: &Extras<'_>) -> Result<String, Failure> {
+    if layout.needs_certificate {
+        if let Some(file) = extras.ca_file {
+            return Err(Failure::usage(format!(
+                "--ca-file {}: of no use with server.client_auth: require; health checks then only connect",
+                file.display()
+            )));
+        }
+        return Ok(
+            "\x20   # Gateways want a certificate of whoever speaks TLS with them, and there is none here: so a check only connects.\n\
+             \x20   # Whether a gateway is well it says itself, by agent-check.\n\
+             \x20   default-server check"
+                .to_owned(),
+        );
+    }
+    let verify = match extras.ca_file {
+        Some(file) => format!("verify required ca-file {}", word(file)?),
+        None => "verify none".to_owned(),
+    };
+    let over = if layout.is_tls {
+        format!(" check-ssl {verify}")
+    } else {
+        String::new()
+    };
+    Ok(format!(
+        "\x20   # What a gateway has for itself. Store and bus are shared by all: when they fail, none is better than another,\n\
+         \x20   # and each still answers what it can alone.\n\
+         \x20   option httpchk\n\
+         \x20   http-check send meth GET uri {prefix}/healthz?check=journal ver HTTP/1.1 hdr Host gateway hdr Connection close\n\
+         \x20   http-check expect status 200\n\
+         \x20   default-server check{over}",
+        prefix = layout.path_prefix,
+    ))
 }
 
 fn server_line(number: usize, server: &Server) -> String {

@@ -5,6 +5,13 @@ use std::process::Command;
 use super::*;
 use crate::exit;
 
+/// Where nobody is heard without a certificate.
+fn certified() -> Config {
+    let mut config = Config::default();
+    config.server.client_ca = "ca.pem".into();
+    config
+}
+
 fn common(gateways: &[&str]) -> Common {
     Common {
         listen: ":443".into(),
@@ -63,6 +70,31 @@ fn each_gateway_is_a_server_as_it_wants() {
     let failure = nginx::render(&layout).unwrap_err();
     assert_eq!(failure.code(), exit::CONFIG);
     assert!(failure.to_string().contains("192.0.2.2:8080"), "{failure}");
+}
+
+#[test]
+fn a_check_that_would_need_a_certificate_only_connects() {
+    let common = common(&["192.0.2.1:8080,agent=192.0.2.1:9707"]);
+    let mut config = certified();
+    let text = haproxy_text(&layout_of(&common, &config).unwrap());
+    assert!(line_of(&text, "default-server").starts_with("default-server check inter 2s "));
+    for part in ["check-ssl", "httpchk", "http-check"] {
+        assert!(!text.contains(part), "{part} in\n{text}");
+    }
+    assert!(text.contains("    # Gateways want a certificate"));
+    assert!(line_of(&text, "server gateway1").contains(" agent-check "));
+    let extras = haproxy::Extras {
+        stats_socket: Path::new("/run/haproxy/admin.sock"),
+        ca_file: Some(Path::new("/etc/ca.pem")),
+    };
+    let layout = layout_of(&common, &config).unwrap();
+    let failure = haproxy::render(&layout, &extras).unwrap_err();
+    assert_eq!(failure.code(), exit::USAGE);
+    assert!(failure.to_string().contains("--ca-file"), "{failure}");
+    config.server.client_auth = ClientAuth::Accept;
+    let text = haproxy_text(&layout_of(&common, &config).unwrap());
+    assert!(line_of(&text, "default-server").contains("check check-ssl verify none"));
+    assert!(text.contains("option httpchk"));
 }
 
 #[test]
@@ -240,11 +272,15 @@ fn an_output_file_is_written_whole() {
 fn haproxy_and_nginx_take_what_is_rendered() {
     let directory = tempfile::tempdir().unwrap();
     let of = |gateways: &[&str]| layout_of(&common(gateways), &Config::default()).unwrap();
-    let all = of(&[
+    let gateways = [
         "192.0.2.1:8080,agent=192.0.2.1:9707",
         "192.0.2.2:8080,proxy,agent=198.51.100.2:9000",
         "[2001:db8::1]:8080,agent=[2001:db8::2]:9707",
-    ]);
+    ];
+    let all = [
+        of(&gateways),
+        layout_of(&common(&gateways), &certified()).unwrap(),
+    ];
     let accepts = |program: &str, arguments: &[&str], text: &str| {
         let path = directory.path().join(program);
         fs::write(&path, text).unwrap();
@@ -257,8 +293,10 @@ fn haproxy_and_nginx_take_what_is_rendered() {
         assert!(output.status.success(), "{said}\n{text}");
         said
     };
-    let said = accepts("haproxy", &["-c", "-f"], &haproxy_text(&all));
-    assert!(!said.contains("WARNING"), "{said}");
+    for layout in &all {
+        let said = accepts("haproxy", &["-c", "-f"], &haproxy_text(layout));
+        assert!(!said.contains("WARNING"), "{said}");
+    }
     let plain = of(&["192.0.2.1:8080", "[2001:db8::1]:8080"]);
     // A test of nginx's writes its pid file, too.
     let pid = format!("pid {}/nginx.pid;", directory.path().display());
