@@ -164,15 +164,15 @@ pub(crate) fn answer(state: &State, head: &Head<'_>, body: &mut [u8], now: Insta
 /// Serves a read that was held, as if it came now. One whose key is no longer the host's has nothing due; its agent
 /// hears of the key with its next request.
 pub(crate) fn resume(state: &State, read: IdleRead, now: Instant) -> Reply {
-    match state.host_of(&read) {
-        Some(host) if read.is_certified() => {
-            certified::serve_known(state, Route::Read, &host, Task::Read, now)
-                .unwrap_or_else(|reject| Reply::Now(refuse(state, Some(Route::Read), reject)))
-        }
-        Some(host) => serve(state, Route::Read, &host, Task::Read, now)
-            .unwrap_or_else(|reject| Reply::Now(refuse(state, Some(Route::Read), reject))),
-        None => Reply::Idle(read),
-    }
+    let Some(host) = state.host_of(&read) else {
+        return Reply::Idle(read);
+    };
+    let reply = if read.is_certified() {
+        certified::serve_known(state, Route::Read, &host, Task::Read, now)
+    } else {
+        serve(state, Route::Read, &host, Task::Read, now)
+    };
+    reply.unwrap_or_else(|reject| Reply::Now(refuse(state, Some(Route::Read), reject)))
 }
 
 /// The answer to a read when there is no work.

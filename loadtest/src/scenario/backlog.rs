@@ -20,7 +20,6 @@ use super::stage::{Look, Run, Stage};
 use super::steady::is_clean;
 use super::tally::{as_f64, ratio};
 use crate::agent::Agent;
-use crate::host::Host;
 use crate::lines::ResultLines;
 use crate::schedule::LogBackoff;
 
@@ -183,15 +182,7 @@ async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<Vec<Acknowledged>>
     let (options, stage) = (&plan.options, &plan.stage);
     let shared = plan.recorder.shared.clone();
     let dialer = Arc::new(stage.dialer(&shared)?);
-    let mut agents = Vec::new();
-    for index in stage.share(lane, options.hosts) {
-        let host = Host::new(options.common.seed, index);
-        agents.push(Arc::new(stage.agent(
-            host,
-            &dialer,
-            plan.recorder.clone(),
-        )?));
-    }
+    let agents = stage.agents(lane, options.hosts, &dialer, &plan.recorder)?;
     crowd::prepare_all(&agents, options.preparing, &shared).await?;
     let Some(begin) = crowd::begin_of(&shared, 1).await else {
         return Ok(Vec::new());

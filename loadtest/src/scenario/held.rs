@@ -11,11 +11,10 @@ use tokio::time::Instant;
 use super::crowd;
 use super::lane::Shared;
 use super::options::Common;
-use super::population::{Habits, Member, Pace, Population, Recorder, Thread};
+use super::population::{Habits, Member, Population, Recorder, Thread};
 use super::stage::{Look, Run, Stage};
 use super::steady::is_clean;
 use super::tally::{READ_HELD, as_f64, as_u64, ratio};
-use crate::host::Host;
 
 /// Sockets for each hundred hosts: one each, and a few that are about to close.
 const SOCKETS_PERCENT: u32 = 105;
@@ -157,33 +156,16 @@ async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<()> {
     let (options, stage) = (&plan.options, &plan.stage);
     let shared = plan.recorder.shared.clone();
     let dialer = Arc::new(stage.dialer(&shared)?);
-    let mut agents = Vec::new();
-    for index in stage.share(lane, options.hosts) {
-        let host = Host::new(options.common.seed, index);
-        agents.push(Arc::new(stage.agent(
-            host,
-            &dialer,
-            plan.recorder.clone(),
-        )?));
-    }
+    let agents = stage.agents(lane, options.hosts, &dialer, &plan.recorder)?;
     crowd::prepare_all(&agents, options.preparing, &shared).await?;
     let Some(begin) = crowd::begin_of(&shared, 1).await else {
         return Ok(());
     };
-    let hosts = agents.len();
     let members: Vec<_> = agents.into_iter().map(Member::of).collect();
-    let habits = Habits {
-        intervals: stage.settings.intervals,
-        pace: Pace::Agent,
-        line_spacing: None,
-        odd_per_mille: 0,
-    };
+    let habits = Habits::without_logs(stage.settings.intervals);
     let mut population = Population::new(members, habits, shared);
     let ramp = Duration::from_secs(options.ramp);
-    for member in 0..hosts {
-        let part = as_f64(as_u64(member)) / as_f64(as_u64(hosts));
-        population.begin_at(member, &[Thread::Read], begin + ramp.mul_f64(part));
-    }
+    population.begin_evenly(&[Thread::Read], begin, ramp);
     population.live().await;
     Ok(())
 }

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::lane::{PHASES, Shared, TICK};
-use super::tally::Tally;
+use super::tally::{Tally, as_f64, as_u64};
 use crate::agent::{Agent, Exchange, Observer};
 use crate::client::DEADLINE;
 use crate::host::Release;
@@ -129,6 +129,18 @@ pub(super) struct Habits {
     pub(super) odd_per_mille: u32,
 }
 
+impl Habits {
+    /// Of agents that pace themselves as osquery does and have nothing to log.
+    pub(super) fn without_logs(intervals: Intervals) -> Self {
+        Self {
+            intervals,
+            pace: Pace::Agent,
+            line_spacing: None,
+            odd_per_mille: 0,
+        }
+    }
+}
+
 /// The threads of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Thread {
@@ -198,6 +210,15 @@ impl Population {
         }
         self.heap
             .extend(threads.iter().map(|&thread| Due { at, member, thread }));
+    }
+
+    /// Has these threads of all hosts begin one host after the other, evenly over `ramp` from `begin` on.
+    pub(super) fn begin_evenly(&mut self, threads: &[Thread], begin: Instant, ramp: Duration) {
+        let hosts = self.members.len();
+        for member in 0..hosts {
+            let part = as_f64(as_u64(member)) / as_f64(as_u64(hosts));
+            self.begin_at(member, threads, begin + ramp.mul_f64(part));
+        }
     }
 
     /// Makes all turns at their time until told to stop, then waits for those under way.

@@ -12,13 +12,12 @@ use tokio::time::Instant;
 use super::crowd;
 use super::lane::Shared;
 use super::options::Common;
-use super::population::{Habits, Member, Pace, Population, Recorder, Thread};
+use super::population::{Habits, Member, Population, Recorder, Thread};
 use super::report::Findings;
 use super::stage::{Look, Run, Stage};
 use super::steady::is_clean;
-use super::tally::{Percentiles, Phase, as_f64, as_u64, histogram, micros};
+use super::tally::{Percentiles, Phase, as_u64, histogram, micros};
 use crate::client::Dialer;
-use crate::host::Host;
 use drip::{Ending, Part};
 
 /// Options of `slow`.
@@ -167,37 +166,16 @@ async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<Vec<Ending>> {
     let (options, stage) = (&plan.options, &plan.stage);
     let shared = plan.recorder.shared.clone();
     let dialer = Arc::new(stage.dialer(&shared)?);
-    let mut agents = Vec::new();
-    for index in stage.share(lane, options.hosts) {
-        let host = Host::new(options.common.seed, index);
-        agents.push(Arc::new(stage.agent(
-            host,
-            &dialer,
-            plan.recorder.clone(),
-        )?));
-    }
+    let agents = stage.agents(lane, options.hosts, &dialer, &plan.recorder)?;
     crowd::prepare_all(&agents, options.preparing, &shared).await?;
     let Some(begin) = crowd::begin_of(&shared, 1).await else {
         return Ok(Vec::new());
     };
-    let hosts = agents.len();
     let members: Vec<_> = agents.into_iter().map(Member::of).collect();
-    let habits = Habits {
-        intervals: stage.settings.intervals,
-        pace: Pace::Agent,
-        line_spacing: None,
-        odd_per_mille: 0,
-    };
+    let habits = Habits::without_logs(stage.settings.intervals);
     let mut population = Population::new(members, habits, shared.clone());
     let interval = Duration::from_secs(options.interval);
-    for member in 0..hosts {
-        let part = as_f64(as_u64(member)) / as_f64(as_u64(hosts));
-        population.begin_at(
-            member,
-            &[Thread::Config, Thread::Read],
-            begin + interval.mul_f64(part),
-        );
-    }
+    population.begin_evenly(&[Thread::Config, Thread::Read], begin, interval);
     let slow = tokio::spawn(dribble(plan.clone(), lane, dialer));
     population.live().await;
     slow.await?

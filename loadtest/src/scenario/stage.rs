@@ -69,6 +69,23 @@ impl Stage {
         )
     }
 
+    /// The agents of a lane's hosts, `hosts` in all lanes together.
+    pub(super) fn agents<O: Observer + 'static>(
+        &self,
+        lane: usize,
+        hosts: u32,
+        dialer: &Arc<Dialer>,
+        observer: &Arc<O>,
+    ) -> anyhow::Result<Vec<Arc<Agent>>> {
+        self.share(lane, hosts)
+            .map(|index| {
+                let host = Host::new(self.common.seed, index);
+                let agent = self.agent(host, dialer, observer.clone())?;
+                Ok(Arc::new(agent))
+            })
+            .collect()
+    }
+
     /// The target of the host with this index.
     pub(super) fn target(&self, index: u32) -> anyhow::Result<&Arc<Target>> {
         let place = usize::try_from(index).unwrap_or(0);

@@ -13,7 +13,7 @@ use super::acknowledged::{self, Acknowledged};
 use super::crowd;
 use super::lane::Shared;
 use super::options::Common;
-use super::population::{Habits, Member, Pace, Population, Recorder, Thread};
+use super::population::{Habits, Member, Population, Recorder, Thread};
 use super::report::Findings;
 use super::stage::{Look, Run, Stage};
 use super::tally::{Percentiles, as_u64, histogram, micros};
@@ -238,12 +238,7 @@ async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<Vec<Account>> {
         }
     }
     let members: Vec<_> = agents.into_iter().map(Member::of).collect();
-    let habits = Habits {
-        intervals: stage.settings.intervals,
-        pace: Pace::Agent,
-        line_spacing: None,
-        odd_per_mille: 0,
-    };
+    let habits = Habits::without_logs(stage.settings.intervals);
     let mut population = Population::new(members.clone(), habits, shared.clone());
     let Some(storm_at) = crowd::begin_of(&shared, 1).await else {
         return Ok(Vec::new());

@@ -19,7 +19,7 @@ const SHORT: u32 = 20;
 const LONG: u32 = 220;
 /// A count may grow by this part before it is a failure.
 const GROWTH_PERCENT_MAX: u64 = 5;
-/// Hosts that the worker knows: the least number of the option.
+/// Hosts that the worker knows: how many there are does not show in the counts.
 const HOSTS: u32 = 1000;
 
 /// Instructions of one unit, or of one run.
