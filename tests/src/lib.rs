@@ -11,6 +11,7 @@ pub mod namespace;
 pub mod netns;
 pub mod port;
 pub mod process;
+pub mod proxy;
 pub mod stores;
 pub mod terminal;
 pub mod wait;
