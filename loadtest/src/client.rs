@@ -33,6 +33,28 @@ pub struct Dialer {
     pub reuse: bool,
     /// Sockets that clients of this dialer have open now.
     pub open: Arc<AtomicU64>,
+    /// Connections that were not to be had, also where the second try was served.
+    pub shut_out: Arc<ShutOut>,
+}
+
+/// Connections that failed before a request could be sent.
+#[derive(Debug, Default)]
+pub struct ShutOut {
+    /// Nobody listened.
+    pub refused: AtomicU64,
+    /// Connected, then reset or closed before the handshake was done.
+    pub cut: AtomicU64,
+}
+
+impl ShutOut {
+    fn count(&self, failure: &Failure) {
+        let counter = match failure {
+            Failure::Refused => &self.refused,
+            Failure::Reset | Failure::Closed => &self.cut,
+            _ => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Dialer {
@@ -44,6 +66,7 @@ impl Dialer {
             deadline: DEADLINE,
             reuse: false,
             open: Arc::default(),
+            shut_out: Arc::default(),
         }
     }
 }
@@ -200,7 +223,9 @@ impl Client {
         }
         self.close();
         *connections += 1;
-        let opened = Connection::open(target, dialer.sources.next(), &dialer.tls).await?;
+        let opened = Connection::open(target, dialer.sources.next(), &dialer.tls)
+            .await
+            .inspect_err(|failure| dialer.shut_out.count(failure))?;
         self.open = Some(OpenSocket::count(&dialer.open));
         Ok(Box::new(opened))
     }

@@ -5,13 +5,16 @@
 //! started here.
 
 pub mod balancer;
+pub mod fault_table;
 pub mod gateway;
 pub mod https;
+pub mod ledger;
 pub mod namespace;
 pub mod netns;
 pub mod port;
 pub mod process;
 pub mod proxy;
+pub mod steady_load;
 pub mod stores;
 pub mod terminal;
 pub mod wait;
