@@ -22,7 +22,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
-use crate::server::{Backend, FeedSource, LinkCounters, Outgoing, Phase, Server};
+use crate::server::{Backend, FeedSource, Link, LinkCounters, Outgoing, Phase, Server};
 
 /// Three pings without a sign of life, and one interval for their answers.
 const SILENCE_MAX: Duration = PING_INTERVAL.saturating_mul(4);
@@ -71,10 +71,10 @@ pub(crate) async fn converse<B: Backend>(server: &Arc<Server<B>>, stream: UnixSt
     };
     let mut slot = None;
     let end = match greet(server, stream, &mut reader).await {
-        Ok((writer, hello)) => {
+        Ok((writer, hello, version)) => {
             slot = Some(hello.slot);
-            tracing::info!(slot = %hello.slot, worker = %hello.build, feed_after = ?hello.feed_after, "link stands");
-            exchange(server, &mut reader, writer, &hello).await
+            tracing::info!(slot = %hello.slot, worker = %hello.build, version, feed_after = ?hello.feed_after, "link stands");
+            exchange(server, &mut reader, writer, &hello, version).await
         }
         Err(end) => end,
     };
@@ -113,12 +113,12 @@ impl Drop for Open<'_> {
     }
 }
 
-/// Checks the peer, reads its hello, answers it.
+/// Checks the peer, reads its hello, answers it; with the version that both speak.
 async fn greet<B: Backend>(
     server: &Server<B>,
     stream: UnixStream,
     reader: &mut Reader,
-) -> Result<(OwnedWriteHalf, Hello), End> {
+) -> Result<(OwnedWriteHalf, Hello, u16), End> {
     let (peer, own) = (
         stream.peer_cred()?.uid(),
         nix::unistd::Uid::effective().as_raw(),
@@ -154,8 +154,8 @@ async fn greet<B: Backend>(
     timeout(HELLO_DEADLINE, write.write_all(&bytes))
         .await
         .map_err(|_| End::Stuck)??;
-    verdict.map_err(End::Refused)?;
-    Ok((write, hello))
+    let version = verdict.map_err(End::Refused)?;
+    Ok((write, hello, version))
 }
 
 async fn exchange<B: Backend>(
@@ -163,12 +163,14 @@ async fn exchange<B: Backend>(
     reader: &mut Reader,
     stream: OwnedWriteHalf,
     hello: &Hello,
+    version: u16,
 ) -> End {
     let in_flight = InFlight::default();
     let (outgoing, queue) = mpsc::channel(InFlight::total() + PONGS_MAX);
     let mut pings = interval(PING_INTERVAL);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let writer = Writer {
+        version,
         stream,
         buffer: BytesMut::new(),
         queue,
@@ -179,8 +181,9 @@ async fn exchange<B: Backend>(
         in_flight: &in_flight,
         counters: &server.counters,
     };
+    let link = Link { outgoing, version };
     tokio::select! {
-        end = read_all(server, reader, hello.boot, &in_flight, &outgoing) => end,
+        end = read_all(server, reader, hello.boot, &in_flight, &link) => end,
         end = writer.write_all() => end,
     }
 }
@@ -244,7 +247,7 @@ async fn read_all<B: Backend>(
     reader: &mut Reader,
     worker: BootNonce,
     in_flight: &InFlight,
-    outgoing: &mpsc::Sender<Outgoing>,
+    link: &Link,
 ) -> End {
     loop {
         match reader.next(&server.counters).await {
@@ -252,10 +255,10 @@ async fn read_all<B: Backend>(
                 if let Err(reason) = check(&batch, in_flight) {
                     return End::Violation(reason);
                 }
-                server.take(worker, batch, outgoing);
+                server.take(worker, batch, link);
             }
             Ok(FromWorker::Ping(number)) => {
-                if outgoing.try_send(Outgoing::Pong(number)).is_err() {
+                if link.outgoing.try_send(Outgoing::Pong(number)).is_err() {
                     return End::Violation("too many pings".into());
                 }
             }
@@ -286,6 +289,7 @@ fn check(batch: &Batch, in_flight: &InFlight) -> Result<(), String> {
 }
 
 struct Writer<'a, F> {
+    version: u16,
     stream: OwnedWriteHalf,
     buffer: BytesMut,
     queue: mpsc::Receiver<Outgoing>,
@@ -378,7 +382,7 @@ impl<F: FeedSource> Writer<'_, F> {
     }
 
     fn put_message(&mut self, message: &FromControl) -> Result<(), End> {
-        Ok(frame::encode(message, &mut self.buffer)?)
+        Ok(frame::encode_in(self.version, message, &mut self.buffer)?)
     }
 
     async fn flush(&mut self) -> Result<(), End> {

@@ -71,6 +71,15 @@ pub(crate) enum Outgoing {
     Pong(u64),
 }
 
+/// Where a reply goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    /// Has room for every reply that the link's credit allows.
+    pub(crate) outgoing: mpsc::Sender<Outgoing>,
+    /// What the worker and this process both speak; the same on every link of one worker process.
+    pub(crate) version: u16,
+}
+
 /// Counters since start. Relaxed: nothing is decided by them.
 #[derive(Debug, Default)]
 pub(crate) struct LinkCounters {
@@ -160,19 +169,15 @@ impl<B: Backend> Server<B> {
 
     /// Runs a batch, or joins it to the one that runs, or gives the reply that it had. The reply goes to `link`, unless
     /// that is gone by then.
-    pub(crate) fn take(
-        self: &Arc<Self>,
-        worker: BootNonce,
-        batch: Batch,
-        link: &mpsc::Sender<Outgoing>,
-    ) {
+    pub(crate) fn take(self: &Arc<Self>, worker: BootNonce, batch: Batch, link: &Link) {
         let (id, kind) = (batch.id, batch.kind);
-        let verdict = self.dedupe(|dedupe, now| dedupe.begin(worker, id, kind, link.clone(), now));
+        let Link { outgoing, version } = link.clone();
+        let verdict = self.dedupe(|dedupe, now| dedupe.begin(worker, id, kind, outgoing, now));
         match verdict {
             Verdict::Join => LinkCounters::add(&self.counters.repeated, 1),
             Verdict::Answered(bytes) => {
                 LinkCounters::add(&self.counters.repeated, 1);
-                send(link, kind, bytes);
+                send(&link.outgoing, kind, bytes);
             }
             Verdict::Run => {
                 let running = Running::new(Arc::clone(self));
@@ -180,11 +185,11 @@ impl<B: Backend> Server<B> {
                     let server = &running.0;
                     let requests: Vec<_> = batch.requests.iter().map(|(id, _)| *id).collect();
                     let reply = server.backend.run(batch).await;
-                    let bytes = encode(reply).unwrap_or_else(|| {
+                    let bytes = encode(version, reply).unwrap_or_else(|| {
                         let refused = Answer::Refused(Reject::Internal);
                         let answers = requests.into_iter().map(|id| (id, refused.clone()));
                         let answers = answers.collect();
-                        encode(BatchReply { id, kind, answers }).unwrap_or_default()
+                        encode(version, BatchReply { id, kind, answers }).unwrap_or_default()
                     });
                     let links = server
                         .dedupe(|dedupe, now| dedupe.finish(worker, id, kind, bytes.clone(), now));
@@ -246,9 +251,9 @@ fn send(link: &mpsc::Sender<Outgoing>, kind: BatchKind, bytes: Bytes) {
     let _ = link.try_send(Outgoing::Reply { kind, bytes });
 }
 
-fn encode(reply: BatchReply) -> Option<Bytes> {
+fn encode(version: u16, reply: BatchReply) -> Option<Bytes> {
     let mut bytes = BytesMut::new();
-    match frame::encode(&FromControl::Reply(reply), &mut bytes) {
+    match frame::encode_in(version, &FromControl::Reply(reply), &mut bytes) {
         Ok(()) => Some(bytes.freeze()),
         Err(error) => {
             tracing::error!(%error, "a reply cannot be encoded");

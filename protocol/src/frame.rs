@@ -11,11 +11,16 @@ use serde::{Serialize, de::DeserializeOwned};
 pub const FRAME_BODY_BYTES_MAX: usize = 4 << 20;
 /// Most bytes that any message may claim, over all its frames.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
-/// Version of the frame layout and of all messages. Enum order is wire format: append only.
-pub const VERSION: u16 = 2;
+/// Newest version of the messages that this build speaks. It grows with every message that the previous build cannot
+/// read; such a message is sent only to a peer of at least that version.
+pub const VERSION: u16 = 3;
+/// Oldest version that this build speaks: the previous build's, whose processes run beside ours during an upgrade.
+pub const VERSION_MIN: u16 = 2;
 
 const MAGIC: [u8; 4] = *b"FLTG";
 const HEADER_BYTES: usize = 12;
+/// Stands in frames of kinds that every build must be able to read, see [`Kind::is_for_any_build`]; never changes.
+const VERSION_OF_ANY: u16 = 2;
 const FLAG_MORE: u8 = 1;
 
 /// Which message type a body holds.
@@ -52,6 +57,15 @@ impl Kind {
         Self::AdminReply,
     ];
 
+    /// Whether messages of this kind come before it is known what the peer speaks: greetings, and what operators' commands
+    /// say, which may be of another build than the server. Their frames are read whatever version stands in them.
+    fn is_for_any_build(self) -> bool {
+        match self {
+            Self::Hello | Self::HelloReply | Self::AdminRequest | Self::AdminReply => true,
+            Self::FromWorker | Self::FromControl | Self::ToChild | Self::FromChild => false,
+        }
+    }
+
     fn from_wire(byte: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
@@ -63,6 +77,8 @@ pub trait Message: Serialize + DeserializeOwned {
     const KIND: Kind;
     /// Most bytes of one encoded message, over all its frames.
     const BYTES_MAX: usize = FRAME_BODY_BYTES_MAX;
+    /// Whether a later build may say more at the end of it, which is then ignored.
+    const MAY_GROW: bool = false;
 }
 
 /// Why bytes are not a message. Every one of them ends the socket that they came from.
@@ -99,7 +115,7 @@ pub enum Error {
     #[error("unexpected frame of kind {0}")]
     UnexpectedKind(u8),
     /// The peer speaks another version.
-    #[error("protocol version {0}, this build speaks {VERSION}")]
+    #[error("protocol version {0}, this build speaks {VERSION_MIN} to {VERSION}")]
     Version(u16),
 }
 
@@ -108,8 +124,18 @@ fn codec() -> impl bincode::config::Config {
     bincode::config::standard().with_limit::<MESSAGE_BYTES_MAX>()
 }
 
-/// Appends `message` to `out` as one or more frames.
+/// Appends `message` to `out` as one or more frames, for a peer of the same build or of any.
 pub fn encode<M: Message>(message: &M, out: &mut BytesMut) -> Result<(), Error> {
+    let version = if M::KIND.is_for_any_build() {
+        VERSION_OF_ANY
+    } else {
+        VERSION
+    };
+    encode_in(version, message, out)
+}
+
+/// As [`encode`], in the version that a link has agreed on.
+pub fn encode_in<M: Message>(version: u16, message: &M, out: &mut BytesMut) -> Result<(), Error> {
     let body = bincode::serde::encode_to_vec(message, codec()).map_err(|error| Error::Body {
         kind: M::KIND,
         reason: error.to_string(),
@@ -126,7 +152,7 @@ pub fn encode<M: Message>(message: &M, out: &mut BytesMut) -> Result<(), Error> 
         let more = chunks.peek().is_some();
         out.reserve(HEADER_BYTES + chunk.len());
         out.put_slice(&MAGIC);
-        out.put_u16(VERSION);
+        out.put_u16(version);
         out.put_u8(M::KIND as u8);
         out.put_u8(if more { FLAG_MORE } else { 0 });
         // A chunk is at most FRAME_BODY_BYTES_MAX, which fits.
@@ -196,11 +222,13 @@ impl Header {
             return Err(Error::Magic(magic));
         }
         let version = header.get_u16();
-        if version != VERSION {
+        let byte = header.get_u8();
+        let kind = Kind::from_wire(byte);
+        let is_for_any_build = kind.is_some_and(Kind::is_for_any_build);
+        if !is_for_any_build && !(VERSION_MIN..=VERSION).contains(&version) {
             return Err(Error::Version(version));
         }
-        let kind = header.get_u8();
-        let kind = Kind::from_wire(kind).ok_or(Error::UnexpectedKind(kind))?;
+        let kind = kind.ok_or(Error::UnexpectedKind(byte))?;
         let more = header.get_u8() & FLAG_MORE != 0;
         let length = header.get_u32() as usize;
         if length > FRAME_BODY_BYTES_MAX {
@@ -221,6 +249,7 @@ fn decode_body<M: Message>(body: &Bytes) -> Result<M, Error> {
         })?;
     match body.len() - used {
         0 => Ok(message),
+        _ if M::MAY_GROW => Ok(message),
         left => Err(Error::LeftOver {
             kind: M::KIND,
             left,
@@ -304,6 +333,46 @@ mod tests {
         let parcel = Parcel(vec![7; 3 * FRAME_BODY_BYTES_MAX], 1);
         let error = encode(&parcel, &mut BytesMut::new()).unwrap_err();
         assert!(matches!(error, Error::TooLong { .. }), "{error}");
+    }
+
+    #[test]
+    fn frames_of_both_versions_are_read_and_no_others() {
+        for version in [VERSION_MIN, VERSION] {
+            let mut input = BytesMut::new();
+            encode_in(version, &Parcel(vec![1], 2), &mut input).unwrap();
+            let parcel = Decoder::default().decode::<Parcel>(&mut input).unwrap();
+            assert_eq!(parcel, Some(Parcel(vec![1], 2)));
+        }
+        for version in [VERSION_MIN - 1, VERSION + 1] {
+            let mut input = BytesMut::new();
+            encode_in(version, &Parcel(vec![1], 2), &mut input).unwrap();
+            let error = Decoder::default().decode::<Parcel>(&mut input).unwrap_err();
+            assert_eq!(error, Error::Version(version));
+            assert!(error.to_string().contains("speaks 2 to 3"), "{error}");
+        }
+    }
+
+    /// A greeting, which the next build has made longer.
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Greeting(u64);
+
+    impl Message for Greeting {
+        const KIND: Kind = Kind::Hello;
+        const MAY_GROW: bool = true;
+    }
+
+    #[test]
+    fn greetings_are_read_whatever_the_version_and_however_long() {
+        let mut input = BytesMut::new();
+        encode_in(VERSION + 40, &Greeting(7), &mut input).unwrap();
+        let length = u32::try_from(input.len() - HEADER_BYTES + 3).unwrap();
+        input[8..12].copy_from_slice(&length.to_be_bytes());
+        input.put_slice(&[1, 2, 3]);
+        let greeting = Decoder::default().decode::<Greeting>(&mut input).unwrap();
+        assert_eq!(greeting, Some(Greeting(7)));
+        // What the previous build reads.
+        encode(&Greeting(7), &mut input).unwrap();
+        assert_eq!(input[4..6], VERSION_MIN.to_be_bytes());
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! First message on every local socket. Its reader gives it [`HELLO_DEADLINE`](crate::limits::HELLO_DEADLINE).
+//! First message on a link. Every build reads the hello of every other: fields are only ever added, at the end. Its reader gives it [`HELLO_DEADLINE`](crate::limits::HELLO_DEADLINE).
 
 use serde::{Deserialize, Serialize};
 
-use crate::frame::{Kind, Message, VERSION};
+use crate::frame::{Kind, Message, VERSION, VERSION_MIN};
 use crate::ids::{BootNonce, FeedSeq, Generation, SlotIndex};
 use crate::link::Credit;
 
@@ -28,6 +28,7 @@ pub struct Hello {
 impl Message for Hello {
     const KIND: Kind = Kind::Hello;
     const BYTES_MAX: usize = 4096;
+    const MAY_GROW: bool = true;
 }
 
 /// Control's answer.
@@ -54,17 +55,23 @@ pub enum HelloReply {
 impl Message for HelloReply {
     const KIND: Kind = Kind::HelloReply;
     const BYTES_MAX: usize = 4096;
+    const MAY_GROW: bool = true;
 }
 
-/// The version that both sides speak, or the sentence to refuse with.
+/// The newest version that both sides speak, or the sentence to refuse with.
 pub fn choose_version(hello: &Hello) -> Result<u16, String> {
-    if (hello.version_min..=hello.version_max).contains(&VERSION) {
-        return Ok(VERSION);
-    }
-    Err(format!(
-        "worker build {} speaks protocol {} to {}, control speaks {VERSION}",
-        hello.build, hello.version_min, hello.version_max
-    ))
+    newest_common(hello.version_min, hello.version_max).ok_or_else(|| {
+        format!(
+            "worker build {} speaks protocol {} to {}, control speaks {VERSION_MIN} to {VERSION}",
+            hello.build, hello.version_min, hello.version_max
+        )
+    })
+}
+
+/// The newest version that this build speaks, and a peer too that speaks `version_min` to `version_max`.
+pub fn newest_common(version_min: u16, version_max: u16) -> Option<u16> {
+    let newest = version_max.min(VERSION);
+    (newest >= version_min.max(VERSION_MIN)).then_some(newest)
 }
 
 /// Whether a peer with this uid may use our local sockets: ourselves and root.
@@ -92,7 +99,19 @@ mod tests {
     fn versions_must_overlap() {
         assert_eq!(choose_version(&hello(0, VERSION)), Ok(VERSION));
         assert_eq!(choose_version(&hello(VERSION, VERSION + 3)), Ok(VERSION));
-        assert!(choose_version(&hello(VERSION + 1, VERSION + 1)).is_err());
+        assert_eq!(
+            choose_version(&hello(0, VERSION_MIN)),
+            Ok(VERSION_MIN),
+            "the previous build"
+        );
+        for (min, max) in [
+            (VERSION + 1, VERSION + 1),
+            (0, VERSION_MIN - 1),
+            (VERSION, VERSION_MIN),
+        ] {
+            let refusal = choose_version(&hello(min, max)).unwrap_err();
+            assert!(refusal.contains("control speaks 2 to 3"), "{refusal}");
+        }
     }
 
     #[test]

@@ -30,3 +30,5 @@ pub mod tickets;
 mod tls_stats;
 pub mod trusted_proxies;
 pub mod weight;
+#[cfg(test)]
+mod wire_tests;

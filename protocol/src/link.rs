@@ -1,4 +1,10 @@
 //! Worker ↔ control: batches with ids and credit, replies, feed.
+//!
+//! During an upgrade workers of the previous build speak with control of the next one, and the other way round. So what
+//! is here, in [`agent`](crate::agent), in [`feed`](crate::feed) and in [`Reject`](crate::reject::Reject) is append-only:
+//! a variant or a struct that has been released never changes its fields or its place. What is new comes as a variant at
+//! the end, makes [`VERSION`](crate::frame::VERSION) one larger, and is sent only on a link whose agreed version has it.
+//! `wire_tests.rs` fails when an encoding changes.
 
 use serde::{Deserialize, Serialize};
 

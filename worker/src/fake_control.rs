@@ -62,9 +62,13 @@ impl FakeControl {
 
 impl FakeLink {
     pub(crate) async fn greet(&mut self, batches: u16) {
+        self.greet_in(VERSION, batches).await;
+    }
+
+    pub(crate) async fn greet_in(&mut self, version: u16, batches: u16) {
         let credit = BatchKind::ALL.map(|kind| Credit { kind, batches });
         let reply = HelloReply::Accepted {
-            version: VERSION,
+            version,
             build: "fake".into(),
             boot: BootNonce(1),
             credit: credit.into(),
@@ -77,6 +81,15 @@ impl FakeLink {
         frame::encode(message, &mut out).unwrap();
         let written = timeout(PATIENCE, self.stream.write_all(&out)).await;
         written.unwrap().unwrap();
+    }
+
+    /// The version in the next frame's header.
+    pub(crate) async fn version(&mut self) -> u16 {
+        while self.input.len() < 6 {
+            let read = timeout(PATIENCE, self.stream.read_buf(&mut self.input)).await;
+            assert_ne!(read.unwrap().unwrap(), 0);
+        }
+        u16::from_be_bytes([self.input[4], self.input[5]])
     }
 
     /// `None` at the end of the stream.

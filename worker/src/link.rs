@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use fleet_protocol::agent::{Answer, Request};
-use fleet_protocol::frame::{self, Decoder, Message, VERSION};
+use fleet_protocol::frame::{self, Decoder, Message, VERSION, VERSION_MIN};
 use fleet_protocol::hello::{Hello, HelloReply, is_uid_allowed};
 use fleet_protocol::ids::{BatchId, RequestId};
 use fleet_protocol::limits::{HELLO_DEADLINE, PING_INTERVAL};
@@ -149,8 +149,11 @@ fn backoff(failures: u32, seed: u64) -> Duration {
 async fn connect(state: &State) -> Result<Session<'_>, Error> {
     let greeted = timeout(HELLO_DEADLINE, greet(state)).await;
     let (stream, input, reply) = greeted.map_err(|_| Error::HelloLate)??;
-    let credit = match reply {
-        HelloReply::Accepted { credit, .. } => credit,
+    let (version, credit) = match reply {
+        HelloReply::Accepted {
+            version, credit, ..
+        } if (VERSION_MIN..=VERSION).contains(&version) => (version, credit),
+        HelloReply::Accepted { version, .. } => return Err(frame::Error::Version(version).into()),
         HelloReply::Refused { reason } => return Err(Error::Refused(reason)),
     };
     let mut waiting = state.waiting.borrow_mut();
@@ -166,6 +169,7 @@ async fn connect(state: &State) -> Result<Session<'_>, Error> {
     }
     Ok(Session {
         state,
+        version,
         stream,
         decoder: Decoder::default(),
         input,
@@ -185,7 +189,7 @@ async fn greet(state: &State) -> Result<(UnixStream, BytesMut, HelloReply), Erro
         return Err(Error::PeerUid(peer));
     }
     let hello = Hello {
-        version_min: VERSION,
+        version_min: VERSION_MIN,
         version_max: VERSION,
         build: env!("CARGO_PKG_VERSION").into(),
         slot: state.slot,
@@ -221,6 +225,8 @@ fn read_some(stream: &UnixStream, input: &mut BytesMut) -> Result<bool, Error> {
 /// A link that stands.
 struct Session<'a> {
     state: &'a State,
+    /// What control and this worker both speak.
+    version: u16,
     stream: UnixStream,
     decoder: Decoder,
     input: BytesMut,
@@ -292,7 +298,8 @@ impl Session<'_> {
         self.ping_at = now + PING_INTERVAL;
         self.pings += 1;
         self.pings_unanswered += 1;
-        frame::encode(&FromWorker::Ping(self.pings), &mut self.out)?;
+        let ping = FromWorker::Ping(self.pings);
+        frame::encode_in(self.version, &ping, &mut self.out)?;
         Ok(())
     }
 
@@ -342,7 +349,7 @@ impl Session<'_> {
         let Some((id, message)) = waiting.window.next_to_send(kind, now) else {
             return Ok(false);
         };
-        let encoded = frame::encode(message, &mut self.out);
+        let encoded = frame::encode_in(self.version, message, &mut self.out);
         drop(waiting);
         match encoded {
             Err(error @ frame::Error::TooLong { .. }) => {
@@ -383,7 +390,8 @@ impl Session<'_> {
             FromControl::Feed(feed) => state.take_feed(feed),
             FromControl::Credit(credit) => state.waiting.borrow_mut().window.set_credit(credit),
             FromControl::Ping(number) => {
-                frame::encode(&FromWorker::Pong(number), &mut self.out)?;
+                let pong = FromWorker::Pong(number);
+                frame::encode_in(self.version, &pong, &mut self.out)?;
             }
             FromControl::Pong(_) => {}
             FromControl::GoAway => self.is_going_away = true,

@@ -105,6 +105,24 @@ fn a_refused_hello_is_tried_again() {
 }
 
 #[test]
+fn control_of_the_previous_build_hears_frames_of_its_version() {
+    with_link(|control, _state| async move {
+        let (mut link, hello) = control.accept().await;
+        assert_eq!(
+            (hello.version_min, hello.version_max),
+            (VERSION_MIN, VERSION)
+        );
+        link.greet_in(VERSION_MIN, 1).await;
+        assert_eq!(link.version().await, VERSION_MIN);
+        drop(link);
+        // A version that was never offered ends the link.
+        let (mut link, _) = control.accept().await;
+        link.greet_in(VERSION + 1, 1).await;
+        assert_eq!(link.read::<FromWorker>().await, None);
+    });
+}
+
+#[test]
 fn unanswered_batches_are_sent_again_with_their_ids() {
     with_link(|control, state| async move {
         state.table.borrow_mut().insert_host(test_host(1, "one"));

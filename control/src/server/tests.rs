@@ -197,7 +197,7 @@ impl Link {
 
 fn hello(worker: u64) -> Hello {
     Hello {
-        version_min: fleet_protocol::frame::VERSION,
+        version_min: fleet_protocol::frame::VERSION_MIN,
         version_max: fleet_protocol::frame::VERSION,
         build: "test".into(),
         slot: SlotIndex(0),
@@ -347,6 +347,25 @@ async fn broken_peers_are_cut() {
         })
         .await;
     assert_eq!(harness.fake.runs.lock().unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_worker_of_the_previous_build_hears_frames_of_its_version() {
+    use fleet_protocol::frame::VERSION_MIN;
+
+    let harness = Harness::start();
+    let mut link = Link::connect(&harness.path).await;
+    let previous = Hello {
+        version_max: VERSION_MIN,
+        ..hello(1)
+    };
+    link.send(&previous).await;
+    let reply: HelloReply = link.receive().await.unwrap();
+    assert!(matches!(reply, HelloReply::Accepted { version, .. } if version == VERSION_MIN));
+    while link.input.len() < 6 {
+        assert_ne!(link.stream.read_buf(&mut link.input).await.unwrap(), 0);
+    }
+    assert_eq!(link.input[4..6], VERSION_MIN.to_be_bytes());
 }
 
 #[tokio::test]
