@@ -268,6 +268,7 @@ impl Orders {
                     ToChild::StartWorker(_)
                     | ToChild::StartControl(_)
                     | ToChild::Listen(_)
+                    | ToChild::Sweep(_)
                     | ToChild::Tickets(_)
                     | ToChild::Withdraw(_),
                 ) => tracing::warn!("a message that is not for control is ignored"),

@@ -11,7 +11,7 @@ pub struct AddressView {
     pub address: SocketAddr,
     /// Whether they can.
     pub state: AddressState,
-    /// Why it is not serving; empty when it is.
+    /// Why it is not serving, or what is wrong there all the same; empty when nothing is.
     pub reason: String,
     /// Whether we added it to an interface.
     pub is_claimed: bool,
@@ -27,6 +27,8 @@ pub struct AddressView {
     pub refused: u64,
     /// Its part of `accepts_per_s` of all addresses, 0 to 1; 0 when nobody connects.
     pub share: f64,
+    /// Sockets of other programs that listen here, too.
+    pub foreign_listeners: u32,
 }
 
 /// What an address is doing.

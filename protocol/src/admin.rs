@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::frame::{Kind, Message};
+use crate::ids::SlotIndex;
 use crate::slot::{Gateway, SlotState};
 use crate::stats::ControlStats;
 
@@ -17,11 +18,24 @@ pub enum Request {
     Stop,
     /// Read the configuration again and take what can be taken while serving.
     Reload,
+    /// Send agents elsewhere.
+    Drain(Drain),
 }
 
 impl Message for Request {
     const KIND: Kind = Kind::AdminRequest;
     const BYTES_MAX: usize = 4096;
+}
+
+/// What is drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Drain {
+    /// Nobody is told of this gateway any more; it serves whoever comes all the same.
+    Gateway,
+    /// It is told of again.
+    Cancel,
+    /// One worker finishes what it has while the others get what is new; another one follows.
+    Slot(SlotIndex),
 }
 
 /// What the supervisor answers.
@@ -43,6 +57,11 @@ pub enum Reply {
         /// What the asker exits with.
         code: u8,
     },
+    /// To drain: begun. One line for people.
+    Draining {
+        /// What happens now.
+        text: String,
+    },
 }
 
 impl Message for Reply {
@@ -62,6 +81,8 @@ pub struct Reloaded {
     pub at_next_start: Vec<String>,
     /// Sentences about the configuration.
     pub warnings: Vec<String>,
+    /// Workers from now on; `None` when their number is what it was.
+    pub workers: Option<u16>,
 }
 
 /// The whole server at a glance. `status --json` prints it as it is.
@@ -98,4 +119,8 @@ pub struct ControlView {
     pub restarts: u64,
     /// Last report.
     pub stats: ControlStats,
+    /// How the last process ended; empty when none has.
+    pub last_end: String,
+    /// Processes that stood still and were ended for it.
+    pub hangs: u64,
 }

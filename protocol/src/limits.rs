@@ -53,6 +53,9 @@ pub const DRAIN_DEADLINE: Duration = EXCHANGE_DEADLINE;
 pub const NEGATIVE_CACHE_TTL: Duration = Duration::from_secs(5);
 /// Keys in the negative cache of one worker.
 pub const NEGATIVE_CACHE_KEYS_MAX: usize = 65_536;
+/// A worker takes what waits for a slot that is given up, this long: the kernel holds a connection back for three seconds
+/// when its first bytes do not come.
+pub const SWEEP_TIME: Duration = Duration::from_secs(5);
 /// Worker and control report their counters to the supervisor this often.
 pub const STATS_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -46,6 +46,9 @@ pub enum ToChild {
     Withdraw(Vec<SocketAddr>),
     /// To a worker: the keys of session tickets have changed.
     Tickets(TicketKeys),
+    /// To a worker: take what waits on these listeners of a slot that is given up, for
+    /// [`SWEEP_TIME`](crate::limits::SWEEP_TIME), and let go of them. Their descriptors come as with [`Self::Listen`].
+    Sweep(Vec<Listener>),
 }
 
 impl Message for ToChild {
@@ -164,6 +167,8 @@ pub struct Gateway {
     pub slots: Vec<SlotView>,
     /// Restarts of control.
     pub control_restarts: u64,
+    /// Control processes that stood still and were ended for it.
+    pub control_hangs: u64,
     /// Whether the whole server is finishing.
     pub is_draining: bool,
     /// One for each address that agents may connect to, in the order of the configuration.
@@ -202,6 +207,16 @@ pub struct SlotView {
     pub exchanges_per_s: f64,
     /// Last report.
     pub stats: WorkerStats,
+    /// How the last process ended; empty when none has.
+    pub last_end: String,
+    /// Processes that stood still and were ended for it.
+    pub hangs: u64,
+    /// Why it is parked; empty when it is not.
+    pub parked_for: String,
+    /// Seconds until a process is started again; `None` when none is due.
+    pub retry_in_s: Option<u64>,
+    /// There are to be fewer workers, and this slot goes when its process has finished.
+    pub is_leaving: bool,
 }
 
 /// States of a slot, and of control's place.

@@ -278,6 +278,8 @@ pub struct WorkerStats {
     pub tls_failures: [u64; TlsFailure::ALL.len()],
     /// Handshakes that were done, by [`TlsSession`].
     pub tls_sessions: [u64; TlsSession::ALL.len()],
+    /// Whether it has as many connections as it may have, and lets others wait.
+    pub is_full: bool,
 }
 
 /// One listener's counters since its worker got it, and its gauges now.

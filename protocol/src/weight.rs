@@ -16,7 +16,7 @@ pub enum Standing {
         /// 1 to 100.
         percent: u8,
     },
-    /// Send nobody new; who is connected may finish.
+    /// Send nobody new; who is connected may finish. Said when an operator wants it, and when too few slots are left.
     Drain,
     /// It cannot serve now.
     Down,
@@ -27,12 +27,12 @@ pub enum Standing {
 impl Standing {
     /// Of a gateway whose workers hold so many connections each.
     pub fn of(gateway: &Gateway, connections_per_worker_max: u32) -> Self {
-        let slots = &gateway.slots;
         if gateway.is_draining {
             return Self::Drain;
         }
-        let is_parked = |slot: &SlotView| slot.state == SlotState::Parked;
-        if !slots.is_empty() && slots.iter().all(is_parked) {
+        let slots = lasting(gateway);
+        let parked = slots.iter().filter(|slot| is_parked(slot)).count();
+        if parked > 0 && parked == slots.len() {
             return Self::Stopped;
         }
         let ready: Vec<&WorkerStats> = slots
@@ -43,13 +43,16 @@ impl Standing {
         if ready.is_empty() || is_control_gone(&ready) || has_no_address(gateway) {
             return Self::Down;
         }
+        if trouble(gateway).is_some() {
+            return Self::Drain;
+        }
         let load = connection_load(&ready, connections_per_worker_max).max(queue_load(&ready));
         let headroom = if load <= HALF {
             WHOLE
         } else {
             2 * (WHOLE - load)
         };
-        let percent = 100 * count(&ready) * headroom / (count(slots).max(1) * WHOLE);
+        let percent = 100 * count(&ready) * headroom / (count(&slots).max(1) * WHOLE);
         Self::Up {
             // Never 0 while it serves: to HAProxy that would be a drain.
             percent: u8::try_from(percent.clamp(1, 100)).unwrap_or(100),
@@ -63,6 +66,27 @@ impl Standing {
             Self::Drain | Self::Down | Self::Stopped => 0,
         }
     }
+}
+
+/// Why nobody new should be sent to this gateway, if so: it is drained, or half of its slots are out of service, so that
+/// what is wrong is likely to reach the others. Who comes all the same is served.
+pub fn trouble(gateway: &Gateway) -> Option<String> {
+    if gateway.is_draining {
+        return Some("the gateway is drained".into());
+    }
+    let slots = lasting(gateway);
+    let parked = slots.iter().filter(|slot| is_parked(slot)).count();
+    (parked > 0 && 2 * parked >= slots.len())
+        .then(|| format!("{parked} of {} slots are parked", slots.len()))
+}
+
+fn lasting(gateway: &Gateway) -> Vec<&SlotView> {
+    let slots = gateway.slots.iter();
+    slots.filter(|slot| !slot.is_leaving).collect()
+}
+
+fn is_parked(slot: &SlotView) -> bool {
+    slot.state == SlotState::Parked
 }
 
 /// Loads are counted in thousandths.
@@ -140,7 +164,17 @@ mod tests {
             restarts: 0,
             exchanges_per_s: 0.0,
             stats,
+            last_end: String::new(),
+            hangs: 0,
+            parked_for: String::new(),
+            retry_in_s: None,
+            is_leaving: false,
         }
+    }
+
+    fn leaving(mut slot: SlotView) -> SlotView {
+        slot.is_leaving = true;
+        slot
     }
 
     fn ready(open: u32) -> SlotView {
@@ -161,6 +195,26 @@ mod tests {
         Standing::of(&gateway, PER_WORKER)
     }
 
+    fn parked() -> SlotView {
+        slot(SlotState::Parked, 0, 0, false)
+    }
+
+    #[test]
+    fn half_of_the_slots_are_too_few() {
+        for (slots, standing) in [
+            (vec![ready(0), parked()], Standing::Drain),
+            (vec![ready(0), parked(), parked()], Standing::Drain),
+            (
+                vec![ready(0), ready(0), parked()],
+                Standing::Up { percent: 66 },
+            ),
+            (vec![parked(), parked()], Standing::Stopped),
+        ] {
+            let text = format!("{slots:?}");
+            assert_eq!(of(slots), standing, "{text}");
+        }
+    }
+
     #[test]
     fn it_falls_with_slots_and_with_load_beyond_half() {
         for (slots, percent) in [
@@ -172,8 +226,12 @@ mod tests {
             (vec![holding(900, 150), ready(750)], 50),
             (vec![ready(5000)], 1),
             (vec![ready(0), slot(SlotState::Backoff, 0, 0, false)], 50),
-            (vec![ready(0), slot(SlotState::Parked, 0, 0, false)], 50),
-            (vec![ready(750), slot(SlotState::Parked, 0, 0, false)], 25),
+            (vec![ready(0), ready(0), parked(), ready(0)], 75),
+            (
+                vec![ready(0), leaving(slot(SlotState::Draining, 9, 0, true))],
+                100,
+            ),
+            (vec![ready(0), leaving(parked())], 100),
             (vec![slot(SlotState::Ready, 0, 3072, true)], 50),
             (vec![slot(SlotState::Ready, 0, 9000, true), ready(0)], 100),
         ] {
@@ -185,7 +243,6 @@ mod tests {
     #[test]
     fn what_cannot_serve_is_down() {
         let starting = || slot(SlotState::Starting, 0, 0, false);
-        let parked = || slot(SlotState::Parked, 0, 0, false);
         assert_eq!(of(vec![]), Standing::Down);
         assert_eq!(of(vec![starting(), starting()]), Standing::Down);
         assert_eq!(of(vec![parked(), starting()]), Standing::Down);
@@ -218,6 +275,7 @@ mod tests {
             accepts_per_s: 0.0,
             refused: 0,
             share: 0.0,
+            foreign_listeners: 0,
         }];
         assert_eq!(Standing::of(&gateway, PER_WORKER), Standing::Down);
     }

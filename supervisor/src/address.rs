@@ -7,8 +7,9 @@ use std::time::Duration;
 use fleet_protocol::address::{AddressState, AddressView};
 use fleet_protocol::stats::ListenerStats;
 
-use crate::listener::{self, Group};
+use crate::listener::{self, Group, Slots};
 use crate::local_addresses::LocalAddresses;
+use crate::port_owner;
 use crate::rate::Rate;
 use crate::wanted::Wanted;
 
@@ -31,7 +32,19 @@ pub(crate) struct Address {
     is_claim_due: bool,
     retry_at: Duration,
     leaving: Option<Leaving>,
+    foreign: Foreign,
     figures: Figures,
+}
+
+/// Sockets of others that listen where we do. Only programs of our own user can.
+#[derive(Debug, Default)]
+struct Foreign {
+    inodes: Vec<u64>,
+    /// Agents get there. They do not while the kernel keeps to our weights, unless it is bound to one of the addresses
+    /// that we have as a whole.
+    is_reached: bool,
+    /// For people; empty when there are none.
+    reason: String,
 }
 
 /// Why it does not serve.
@@ -85,6 +98,7 @@ impl Address {
             trouble: None,
             retry_at: now,
             leaving: None,
+            foreign: Foreign::default(),
             figures: Figures::default(),
         }
     }
@@ -97,9 +111,9 @@ impl Address {
     }
 
     /// Binds and listens.
-    pub(crate) fn bind(&mut self, is_parked: &[bool], backlog: i32, now: Duration) {
-        let bound = Group::bind(self.wanted.address, is_parked).and_then(|group| {
-            group.listen(backlog)?;
+    pub(crate) fn bind(&mut self, slots: &Slots, now: Duration) {
+        let bound = Group::bind(self.wanted.address, slots).and_then(|mut group| {
+            group.listen(slots)?;
             Ok(group)
         });
         match bound {
@@ -117,6 +131,55 @@ impl Address {
                 }
             }
         }
+    }
+
+    /// Lets the slots listen that shall.
+    pub(crate) fn listen(&mut self, slots: &Slots) {
+        let Some(group) = &mut self.group else {
+            return;
+        };
+        if let Err(error) = group.listen(slots) {
+            let address = group.address();
+            // What a slot lacks it gets a second later, if it can.
+            tracing::warn!(%address, %error, "not every slot listens");
+        }
+    }
+
+    /// Whether other programs listen here.
+    pub(crate) fn is_shared(&self) -> bool {
+        !self.foreign.inodes.is_empty()
+    }
+
+    /// Hears which sockets of others listen on this machine. A sentence, when one that was not known is in our way.
+    pub(crate) fn meet(&mut self, others: &[(SocketAddr, u64)], slots: &Slots) -> Option<String> {
+        let group = self.group.as_mut()?;
+        let own = group.address();
+        let is_here = |(address, _): &&(SocketAddr, u64)| {
+            *address == own
+                || (address.port() == own.port()
+                    && own.ip().is_unspecified()
+                    && address.is_ipv4() == own.is_ipv4())
+        };
+        let here: Vec<_> = others.iter().filter(is_here).collect();
+        let inside = here.iter().filter(|(address, _)| *address == own);
+        group.meet(&inside.map(|(_, inode)| *inode).collect::<Vec<_>>());
+        group.steer(&slots.weights);
+        let is_outside = here.iter().any(|(address, _)| *address != own);
+        let is_reached = !here.is_empty() && (is_outside || !group.is_steered());
+        let inodes: Vec<u64> = here.iter().map(|(_, inode)| *inode).collect();
+        if self.foreign.inodes == inodes && self.foreign.is_reached == is_reached {
+            return None;
+        }
+        let reason = foreign_reason(&inodes, is_reached);
+        let is_news = inodes
+            .iter()
+            .any(|inode| !self.foreign.inodes.contains(inode));
+        self.foreign = Foreign {
+            inodes,
+            is_reached,
+            reason,
+        };
+        is_news.then(|| format!("{own}: {}", self.foreign.reason))
     }
 
     /// Hears whether it could be added to its interface.
@@ -195,42 +258,31 @@ impl Address {
     }
 
     /// Does what is due. True when it must be added to its interface now.
-    pub(crate) fn turn(
-        &mut self,
-        is_parked: &[bool],
-        backlog: i32,
-        local: &LocalAddresses,
-        now: Duration,
-    ) -> bool {
+    pub(crate) fn turn(&mut self, slots: &Slots, local: &LocalAddresses, now: Duration) -> bool {
         match self.leaving {
             Some(Leaving::Notice { until }) if now >= until => {
                 self.wanted.address = self.address();
                 self.group = None;
                 self.leaving = Some(Leaving::Closing { since: now });
             }
-            Some(_) => {}
-            None => return self.turn_wanted(is_parked, backlog, local, now),
+            Some(_) => self.listen(slots),
+            None => return self.turn_wanted(slots, local, now),
         }
         false
     }
 
-    fn turn_wanted(
-        &mut self,
-        is_parked: &[bool],
-        backlog: i32,
-        local: &LocalAddresses,
-        now: Duration,
-    ) -> bool {
+    fn turn_wanted(&mut self, slots: &Slots, local: &LocalAddresses, now: Duration) -> bool {
         if self.group.is_none() {
             if self.is_claim_due || now < self.retry_at {
                 return self.claim_again(now);
             }
-            self.bind(is_parked, backlog, now);
+            self.bind(slots, now);
             if self.group.is_some() {
                 tracing::info!("{} serves", self.address());
             }
             return false;
         }
+        self.listen(slots);
         match local.trouble(self.wanted.address.ip()) {
             Some(reason) => {
                 self.set_trouble(&reason);
@@ -297,13 +349,14 @@ impl Address {
             accepts_per_s: self.accepts_per_s(),
             refused: self.figures.all.refused,
             share,
+            foreign_listeners: u32::try_from(self.foreign.inodes.len()).unwrap_or(u32::MAX),
         }
     }
 
     fn state(&self) -> AddressState {
         match (&self.leaving, &self.trouble, &self.group) {
             (Some(_), _, _) => AddressState::Leaving,
-            (None, None, Some(_)) => AddressState::Serving,
+            (None, None, Some(_)) if !self.foreign.is_reached => AddressState::Serving,
             _ => AddressState::Degraded,
         }
     }
@@ -315,7 +368,23 @@ impl Address {
             (Some(Leaving::Closing { .. }), _) => "withdrawn; open connections finish".into(),
             (None, Some(trouble)) => trouble.reason.clone(),
             (None, None) if self.group.is_none() => "not bound yet".into(),
-            (None, None) => String::new(),
+            (None, None) => self.foreign.reason.clone(),
         }
     }
+}
+
+/// Looks through all processes for one that has such a socket.
+fn foreign_reason(inodes: &[u64], is_reached: bool) -> String {
+    if inodes.is_empty() {
+        return String::new();
+    }
+    let owner = port_owner::owner(inodes).map_or("another program".into(), |owner| {
+        format!("pid {} ({})", owner.pid, owner.program)
+    });
+    let effect = if is_reached {
+        "takes agents away; stop it"
+    } else {
+        "gets no connections while it is there; stop it"
+    };
+    format!("shared by {owner}, which {effect}")
 }

@@ -19,7 +19,7 @@ use ipnet::IpNet;
 
 use crate::address::{Address, Counts};
 use crate::exit::Failure;
-use crate::listener::Group;
+use crate::listener::{Group, Slots};
 use crate::local_addresses::LocalAddresses;
 use crate::wanted::Wanted;
 
@@ -65,8 +65,7 @@ pub(crate) struct Addresses {
     list: Vec<Address>,
     /// To be removed from the interface while their addresses are still served otherwise, or not at all.
     unclaimed: Vec<IpNet>,
-    is_parked: Vec<bool>,
-    backlog: i32,
+    slots: Slots,
     notice: Duration,
 }
 
@@ -80,8 +79,11 @@ impl Addresses {
         claimed: &[(IpNet, Option<String>)],
     ) -> Result<Self, Failure> {
         let now = Duration::ZERO;
-        let is_parked = vec![false; usize::from(slots)];
-        let backlog = i32::try_from(config.server.backlog).unwrap_or(i32::MAX);
+        let slots = Slots {
+            is_open: vec![true; usize::from(slots)],
+            weights: Vec::new(),
+            backlog: i32::try_from(config.server.backlog).unwrap_or(i32::MAX),
+        };
         let mut list: Vec<_> = wanted
             .into_iter()
             .map(|wanted| Address::new(wanted, now))
@@ -93,7 +95,7 @@ impl Addresses {
             let refusal = claim.and_then(|(_, refusal)| refusal.as_deref());
             address.hear_claim(refusal, now);
             if refusal.is_none() {
-                address.bind(&is_parked, backlog, now);
+                address.bind(&slots, now);
             }
         }
         if list.iter().all(|address| address.group.is_none()) {
@@ -110,8 +112,7 @@ impl Addresses {
         Ok(Self {
             list,
             unclaimed: Vec::new(),
-            is_parked,
-            backlog,
+            slots,
             notice: notice(config),
         })
     }
@@ -166,13 +167,72 @@ impl Addresses {
         Ok(change)
     }
 
-    /// Takes a parked slot's sockets out of their groups.
-    pub(crate) fn park(&mut self, slot: usize) {
-        if let Some(is_parked) = self.is_parked.get_mut(slot) {
-            *is_parked = true;
+    fn groups(&mut self) -> impl Iterator<Item = &mut Group> {
+        self.list.iter_mut().filter_map(|of| of.group.as_mut())
+    }
+
+    /// Divides new connections by these weights, given by slot.
+    pub(crate) fn steer(&mut self, weights: Vec<u32>) {
+        if self.slots.weights == weights {
+            return;
         }
-        let groups = self.list.iter_mut().filter_map(|of| of.group.as_mut());
-        groups.for_each(|group| group.close_slot(slot));
+        self.slots.weights.clone_from(&weights);
+        self.groups().for_each(|group| group.steer(&weights));
+    }
+
+    /// Lets a slot listen everywhere, for the first time or again. Whether it gets connections is for [`Self::steer`].
+    pub(crate) fn open_slot(&mut self, slot: usize) {
+        let is_open = &mut self.slots.is_open;
+        if is_open.len() <= slot {
+            is_open.resize(slot + 1, false);
+        }
+        if let Some(is_open) = is_open.get_mut(slot) {
+            *is_open = true;
+        }
+        for of in &mut self.list {
+            of.listen(&self.slots);
+        }
+    }
+
+    /// Takes a slot's sockets out of their groups. What waits there moves to the others where the kernel moves
+    /// connections, and is reset elsewhere.
+    pub(crate) fn shut_slot(&mut self, slot: usize) {
+        if let Some(is_open) = self.slots.is_open.get_mut(slot) {
+            *is_open = false;
+        }
+        let weights = self.slots.weights.clone();
+        self.groups().for_each(|group| {
+            group.shut(slot);
+            group.steer(&weights);
+        });
+    }
+
+    /// Ends the sockets of a slot that is no more.
+    pub(crate) fn close_slot(&mut self, slot: usize) {
+        self.shut_slot(slot);
+        self.slots.is_open.truncate(slot);
+        self.groups().for_each(|group| group.close(slot));
+    }
+
+    /// Whether other programs listen where we do.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.list.iter().any(Address::is_shared)
+    }
+
+    /// Whether somebody waits for a slot.
+    pub(crate) fn is_waiting(&self, slot: usize) -> bool {
+        let mut groups = self.list.iter().filter_map(|of| of.group.as_ref());
+        groups.any(|group| group.is_waiting(slot))
+    }
+
+    /// Hears of everybody who listens on this machine; gives sentences about those who share our ports and were not known.
+    pub(crate) fn meet(&mut self, listeners: &[(SocketAddr, u64)]) -> Vec<String> {
+        let ours: HashSet<u64> = self.groups().flat_map(|group| group.inodes()).collect();
+        let others = listeners.iter().filter(|(_, inode)| !ours.contains(inode));
+        let others: Vec<_> = others.copied().collect();
+        let (slots, list) = (&self.slots, &mut self.list);
+        let met = list.iter_mut().filter_map(|of| of.meet(&others, slots));
+        met.collect()
     }
 
     /// Takes a new list.
@@ -230,7 +290,7 @@ impl Addresses {
         let (mut leaving, mut wanted): (Vec<_>, Vec<_>) =
             self.list.iter_mut().partition(|of| !of.is_wanted());
         for address in &mut leaving {
-            address.turn(&self.is_parked, self.backlog, local, now);
+            address.turn(&self.slots, local, now);
         }
         leaving.retain(|of| of.group.is_some());
         for address in &mut wanted {
@@ -241,7 +301,7 @@ impl Addresses {
                 address.wait_for(other, now);
                 continue;
             }
-            let is_claim_due = address.turn(&self.is_parked, self.backlog, local, now);
+            let is_claim_due = address.turn(&self.slots, local, now);
             if is_claim_due && let Some(claim) = address.wanted.claim {
                 effects.push(Effect::Claim(claim));
             }

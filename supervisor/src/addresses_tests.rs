@@ -144,7 +144,7 @@ fn one_that_is_wanted_back_in_time_never_stops() {
 #[test]
 fn a_parked_slot_gets_no_listener_of_a_new_address() {
     let mut addresses = open(&["127.0.0.1:0"]).unwrap();
-    addresses.park(1);
+    addresses.shut_slot(1);
     let config = config(&["127.0.0.1:0", "127.0.0.2:0"]);
     addresses.want(&config, wanted::wanted(&config).unwrap(), seconds(1));
     addresses.turn(&LocalAddresses::read(), seconds(1));

@@ -63,8 +63,17 @@ pub(crate) enum Command {
     Start,
     /// Drain, stop, and wait for the end
     Stop,
-    /// Read the configuration again and serve the addresses that it names now
+    /// Read the configuration again: addresses, number of workers; try parked workers again
     Reload,
+    /// Send agents elsewhere while those who come are served; or let one worker finish and be replaced
+    Drain {
+        /// This worker only: it finishes, another takes its place
+        #[arg(long, value_name = "N")]
+        slot: Option<u16>,
+        /// Have agents sent here again
+        #[arg(long, conflicts_with = "slot")]
+        cancel: bool,
+    },
     /// Show processes, addresses and what they depend on
     Status {
         /// Print JSON

@@ -46,11 +46,13 @@ mod spread;
 mod start;
 mod state_dir;
 mod status;
+mod steering;
 mod supervisor;
 mod sys;
 mod table;
 mod ticket_ring;
 mod tune;
+mod vacancy;
 mod wanted;
 
 pub use run::run;

@@ -1,51 +1,107 @@
 //! The listening TCP sockets of one address: one for each slot, in one SO_REUSEPORT group.
 //!
-//! Invariants: no other program shares the port with us (the first socket is bound without SO_REUSEPORT); sockets start to
-//! listen only when all of them are bound; all close at exec.
+//! Invariants: no other program has the port when it is bound (the first socket is bound without SO_REUSEPORT); sockets
+//! start to listen only when all of them are bound; all close at exec. `order` is the kernel's numbering of the group: who
+//! begins to listen gets the next index, and when one ends, the last moves to its index.
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::sync::Once;
 
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::stat::fstat;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::port_owner;
+use crate::{port_owner, steering};
+
+/// What all groups have in common.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slots {
+    /// Which listen.
+    pub(crate) is_open: Vec<bool>,
+    /// Parts of all connections that each gets.
+    pub(crate) weights: Vec<u32>,
+    /// Connections that wait for each at most.
+    pub(crate) backlog: i32,
+}
+
+/// Who is at an index of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Member {
+    /// Ours, of this slot.
+    Slot(usize),
+    /// Another program's, by its inode.
+    Foreign(u64),
+}
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Group {
     address: SocketAddr,
-    /// One for each slot, in order; none for a slot that is parked, or the kernel would give it connections.
+    /// By slot. One that does not listen keeps its socket, so that the port stays ours.
     sockets: Vec<Option<Socket>>,
+    order: Vec<Member>,
+    /// Weights by index that the kernel was told, since the order changed last.
+    steered: Option<Vec<u32>>,
+    is_steered: bool,
 }
 
+/// One sentence is enough, whatever the number of addresses.
+static UNSTEERED: Once = Once::new();
+
 impl Group {
-    /// Binds a socket for each slot that is not parked. [`explain`] says what an error means.
-    pub(crate) fn bind(wanted: SocketAddr, is_parked: &[bool]) -> io::Result<Self> {
-        let mut address = wanted;
-        let mut sockets = Vec::new();
-        let mut is_first = true;
-        for is_parked in is_parked {
-            if *is_parked {
-                sockets.push(None);
-                continue;
-            }
-            let socket = bind_one(address, is_first)?;
-            if is_first && let Ok(Some(bound)) = socket.local_addr().map(|bound| bound.as_socket())
-            {
-                // With the port that the system chose if none was asked for.
-                address = bound;
-            }
-            is_first = false;
-            sockets.push(Some(socket));
-        }
-        Ok(Self { address, sockets })
+    /// Binds a socket for each slot that listens. [`explain`] says what an error means.
+    pub(crate) fn bind(wanted: SocketAddr, slots: &Slots) -> io::Result<Self> {
+        // Alone for a moment: this fails when anybody listens there, and learns a port that the system chooses. A socket
+        // that asked for no port by number would lose it when it stops to listen.
+        let first = bind_one(wanted, false)?;
+        let bound = first.local_addr()?.as_socket();
+        first.set_reuse_port(true)?;
+        let address = bound.unwrap_or(wanted);
+        let bind = |is_open: &bool| is_open.then(|| bind_one(address, true)).transpose();
+        let sockets = slots.is_open.iter().map(bind);
+        Ok(Self {
+            address,
+            sockets: sockets.collect::<io::Result<_>>()?,
+            order: Vec::new(),
+            steered: None,
+            is_steered: false,
+        })
     }
 
-    /// Lets connections come.
-    pub(crate) fn listen(&self, backlog: i32) -> io::Result<()> {
-        let mut sockets = self.sockets.iter().flatten();
-        sockets.try_for_each(|socket| socket.listen(backlog))
+    /// Lets those listen that shall and do not, and steers. Does nothing when all is as it shall be.
+    pub(crate) fn listen(&mut self, slots: &Slots) -> io::Result<()> {
+        let open = (0..).zip(&slots.is_open).filter(|(_, is_open)| **is_open);
+        let opened = open
+            .map(|(slot, _)| self.open(slot, slots.backlog))
+            .fold(Ok(()), io::Result::and);
+        self.steer(&slots.weights);
+        opened
+    }
+
+    fn open(&mut self, slot: usize, backlog: i32) -> io::Result<()> {
+        if self.is_listening(slot) {
+            return Ok(());
+        }
+        if self.sockets.len() <= slot {
+            self.sockets.resize_with(slot + 1, || None);
+        }
+        let Some(place) = self.sockets.get_mut(slot) else {
+            return Ok(());
+        };
+        let socket = match place.take() {
+            Some(socket) => socket,
+            None => bind_one(self.address, true)?,
+        };
+        let listening = socket.listen(backlog);
+        *place = Some(socket);
+        listening?;
+        self.order.push(Member::Slot(slot));
+        self.steered = None;
+        Ok(())
     }
 
     /// Where it listens.
@@ -53,33 +109,128 @@ impl Group {
         self.address
     }
 
+    fn is_listening(&self, slot: usize) -> bool {
+        self.order.contains(&Member::Slot(slot))
+    }
+
+    fn listener(&self, slot: usize) -> Option<&Socket> {
+        let socket = self.sockets.get(slot)?.as_ref()?;
+        self.is_listening(slot).then_some(socket)
+    }
+
     /// The socket of a slot, by number, for a child that is about to be started.
     pub(crate) fn fd(&self, slot: usize) -> Option<RawFd> {
-        Some(self.sockets.get(slot)?.as_ref()?.as_raw_fd())
+        self.listener(slot).map(|socket| socket.as_raw_fd())
     }
 
     /// Another descriptor of a slot's socket, for a child that runs already.
     pub(crate) fn duplicate(&self, slot: usize) -> io::Result<Option<OwnedFd>> {
-        let socket = self.sockets.get(slot).and_then(Option::as_ref);
-        socket
-            .map(|socket| socket.try_clone().map(OwnedFd::from))
-            .transpose()
+        let duplicate = |socket: &Socket| socket.try_clone().map(OwnedFd::from);
+        self.listener(slot).map(duplicate).transpose()
     }
 
-    /// Takes a slot's socket out of the group: the kernel gives new connections to the other slots.
-    pub(crate) fn close_slot(&mut self, slot: usize) {
-        let Some(socket) = self.sockets.get_mut(slot).and_then(Option::take) else {
+    /// Whether somebody waits in a slot's queue; if that cannot be told, somebody may.
+    pub(crate) fn is_waiting(&self, slot: usize) -> bool {
+        self.listener(slot).is_some_and(|socket| {
+            let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            poll(&mut polled, PollTimeout::ZERO) != Ok(0)
+        })
+    }
+
+    /// Takes a slot out of the group. Where the kernel moves connections, it moves those that wait to the others;
+    /// elsewhere it resets them. The socket can listen again.
+    pub(crate) fn shut(&mut self, slot: usize) {
+        let Some(socket) = self.listener(slot) else {
             return;
         };
         if let Err(error) = socket.shutdown(std::net::Shutdown::Both) {
-            tracing::error!(address = %self.address, %error, "a parked slot's socket stays open");
+            tracing::error!(address = %self.address, %error, "slot {slot} goes on listening");
+            return;
         }
+        self.forget(Member::Slot(slot));
+    }
+
+    /// Ends a slot's socket for good.
+    pub(crate) fn close(&mut self, slot: usize) {
+        self.shut(slot);
+        if let Some(place) = self.sockets.get_mut(slot) {
+            *place = None;
+        }
+        self.forget(Member::Slot(slot));
+    }
+
+    fn forget(&mut self, member: Member) {
+        if let Some(index) = self.order.iter().position(|of| *of == member) {
+            self.order.swap_remove(index);
+            self.steered = None;
+        }
+    }
+
+    /// Inodes of our sockets.
+    pub(crate) fn inodes(&self) -> impl Iterator<Item = u64> {
+        let sockets = self.sockets.iter().flatten();
+        sockets.filter_map(|socket| Some(fstat(socket).ok()?.st_ino))
+    }
+
+    /// Hears which sockets of others listen here. Who has come since the last time is behind all of ours.
+    pub(crate) fn meet(&mut self, inodes: &[u64]) {
+        let gone = self.foreign().filter(|inode| !inodes.contains(inode));
+        for inode in gone.collect::<Vec<_>>() {
+            self.forget(Member::Foreign(inode));
+        }
+        for inode in inodes {
+            let foreign = Member::Foreign(*inode);
+            if !self.order.contains(&foreign) {
+                self.order.push(foreign);
+                self.steered = None;
+            }
+        }
+    }
+
+    fn foreign(&self) -> impl Iterator<Item = u64> {
+        self.order.iter().filter_map(|member| match member {
+            Member::Foreign(inode) => Some(*inode),
+            Member::Slot(_) => None,
+        })
+    }
+
+    /// Makes the kernel keep to these weights, given by slot. A kernel that does not take them chooses by itself.
+    pub(crate) fn steer(&mut self, weights: &[u32]) {
+        let weight = |member: &Member| match member {
+            Member::Slot(slot) => weights.get(*slot).copied().unwrap_or_default(),
+            Member::Foreign(_) => 0,
+        };
+        let wanted: Vec<u32> = self.order.iter().map(weight).collect();
+        let listeners = (0..self.sockets.len()).find_map(|slot| self.listener(slot));
+        let Some(socket) = listeners.filter(|_| self.steered.as_ref() != Some(&wanted)) else {
+            return;
+        };
+        let attached = attach(socket, &wanted);
+        self.is_steered = attached.is_ok() && wanted.iter().any(|weight| *weight > 0);
+        self.steered = Some(wanted);
+        if let Err(error) = attached {
+            UNSTEERED.call_once(|| {
+                tracing::warn!(%error, "the kernel does not let slots be chosen; each gets the same share, whatever it does");
+            });
+        }
+    }
+
+    /// Whether the kernel keeps to our weights, so that nobody else in the group gets a connection.
+    pub(crate) fn is_steered(&self) -> bool {
+        self.is_steered
     }
 }
 
-/// The first socket of an address is bound alone, which fails when anybody listens there already, and opens the group
-/// for the others afterwards.
-fn bind_one(address: SocketAddr, is_first: bool) -> io::Result<Socket> {
+fn attach(socket: &Socket, weights: &[u32]) -> io::Result<()> {
+    let mut program = steering::program(weights);
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(io::Error::other)?,
+        filter: program.as_mut_ptr(),
+    };
+    Ok(setsockopt(socket, sockopt::AttachReusePortCbpf, &program)?)
+}
+
+fn bind_one(address: SocketAddr, is_shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -90,13 +241,8 @@ fn bind_one(address: SocketAddr, is_first: bool) -> io::Result<Socket> {
     }
     // Connections of an earlier run that are still closing do not hold the port.
     socket.set_reuse_address(true)?;
-    if !is_first {
-        socket.set_reuse_port(true)?;
-    }
+    socket.set_reuse_port(is_shared)?;
     socket.bind(&SockAddr::from(address))?;
-    if is_first {
-        socket.set_reuse_port(true)?;
-    }
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
@@ -114,63 +260,5 @@ pub(crate) fn explain(address: SocketAddr, error: &io::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::TcpStream;
-
-    use super::*;
-
-    const BACKLOG: i32 = 128;
-
-    fn group(address: &str, slots: usize) -> Group {
-        let group = Group::bind(address.parse().unwrap(), &vec![false; slots]).unwrap();
-        group.listen(BACKLOG).unwrap();
-        group
-    }
-
-    fn accepted(group: &Group, slot: usize) -> usize {
-        let socket = group.sockets[slot].as_ref().unwrap();
-        std::iter::from_fn(|| socket.accept().ok()).count()
-    }
-
-    #[test]
-    fn every_slot_gets_its_share_of_one_port() {
-        for address in ["127.0.0.1:0", "[::1]:0"] {
-            let group = group(address, 4);
-            assert_ne!(group.address().port(), 0);
-            let _clients: Vec<_> = (0..200)
-                .map(|_| TcpStream::connect(group.address()).unwrap())
-                .collect();
-            let shares: Vec<_> = (0..4).map(|slot| accepted(&group, slot)).collect();
-            assert_eq!(shares.iter().sum::<usize>(), 200);
-            assert!(shares.iter().all(|share| *share > 0), "{shares:?}");
-        }
-    }
-
-    #[test]
-    fn a_closed_slot_gets_no_more_connections() {
-        let mut closed = group("127.0.0.1:0", 2);
-        closed.close_slot(0);
-        let parked = Group::bind("127.0.0.1:0".parse().unwrap(), &[true, false]).unwrap();
-        parked.listen(BACKLOG).unwrap();
-        for group in [closed, parked] {
-            let _clients: Vec<_> = (0..50)
-                .map(|_| TcpStream::connect(group.address()).unwrap())
-                .collect();
-            assert_eq!(accepted(&group, 1), 50);
-            assert_eq!(group.fd(0), None);
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_bound_is_explained() {
-        let first = group("127.0.0.1:0", 2);
-        let nowhere = "203.0.113.1:0".parse().unwrap();
-        for (address, part) in [
-            (first.address(), "taken by"),
-            (nowhere, "not an address of"),
-        ] {
-            let reason = explain(address, &Group::bind(address, &[false]).unwrap_err());
-            assert!(reason.contains(part), "{reason}");
-        }
-    }
-}
+#[path = "listener_tests.rs"]
+mod tests;

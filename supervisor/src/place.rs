@@ -1,19 +1,19 @@
 //! One place in the process tree, a worker's slot or control's: its state machine, its process, its last report.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use fleet_protocol::admin::ControlView;
 use fleet_protocol::ids::SlotIndex;
-use fleet_protocol::slot::{FDS_PER_MESSAGE_MAX, FromChild, SlotState, SlotView, ToChild};
+use fleet_protocol::slot::{self, FDS_PER_MESSAGE_MAX, FromChild, SlotState, SlotView, ToChild};
 use fleet_protocol::stats::{ControlStats, WorkerStats};
 
 use crate::addresses::{Addresses, Given};
 use crate::process::{Child, ChildId};
 use crate::rate::Rate;
 use crate::slot::{Policy, Slot};
-
-/// A process that reports each second is suspect after this silence.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+use crate::steering::Readiness;
+use crate::vacancy::Vacancy;
 
 /// Which program runs here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +55,10 @@ pub(crate) struct Place {
     worker: WorkerStats,
     control: ControlStats,
     exchanges: Rate,
-    heard_at: Duration,
-    is_silent: bool,
+    /// What becomes of its sockets while it is out of service; none while it is not.
+    pub(crate) vacancy: Option<Vacancy>,
+    /// There are to be fewer workers.
+    pub(crate) is_leaving: bool,
 }
 
 impl Place {
@@ -75,8 +77,8 @@ impl Place {
             worker: WorkerStats::default(),
             control: ControlStats::default(),
             exchanges: Rate::default(),
-            heard_at: Duration::ZERO,
-            is_silent: false,
+            vacancy: None,
+            is_leaving: false,
         }
     }
 
@@ -95,11 +97,9 @@ impl Place {
     }
 
     /// Takes a started process.
-    pub(crate) fn adopt(&mut self, child: Child, given: Given, now: Duration) {
+    pub(crate) fn adopt(&mut self, child: Child, given: Given) {
         self.child = Some(child);
         self.given = given;
-        self.heard_at = now;
-        self.is_silent = false;
     }
 
     /// Forgets the process and what it reported about itself.
@@ -151,6 +151,38 @@ impl Place {
         }
     }
 
+    /// Hands listeners of another slot to a ready worker, which takes what waits there. False when it cannot be told.
+    pub(crate) fn sweep(&self, listeners: Vec<(slot::Listener, OwnedFd)>) -> bool {
+        let Some(child) = &self.child else {
+            return false;
+        };
+        let mut listeners = listeners.into_iter().peekable();
+        while listeners.peek().is_some() {
+            let (listeners, fds): (Vec<_>, Vec<_>) =
+                listeners.by_ref().take(FDS_PER_MESSAGE_MAX).unzip();
+            if !child.tell_with(ToChild::Sweep(listeners), fds) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// What new connections may expect here.
+    pub(crate) fn readiness(&self) -> Readiness {
+        match self.slot.readiness(self.worker.is_full) {
+            // A process on its last way, or one that will not be started.
+            Readiness::Waiting if self.is_leaving => Readiness::Out,
+            readiness => readiness,
+        }
+    }
+
+    /// Ends the process with a core, if there is one.
+    pub(crate) fn abort(&self) {
+        if let Some(child) = &self.child {
+            child.abort();
+        }
+    }
+
     /// What the process reported last; a worker's.
     pub(crate) fn report(&self) -> &WorkerStats {
         &self.worker
@@ -165,11 +197,6 @@ impl Place {
 
     /// Takes a report; gives back what is none.
     pub(crate) fn take_report(&mut self, said: FromChild, now: Duration) -> Option<FromChild> {
-        if self.is_silent {
-            self.is_silent = false;
-            tracing::info!("{} reports again", self.role.name());
-        }
-        self.heard_at = now;
         match said {
             FromChild::Worker(stats) => {
                 self.exchanges.record(now, stats.exchanges_total());
@@ -182,24 +209,6 @@ impl Place {
             }
             FromChild::Ready { .. } | FromChild::Fatal { .. } => Some(said),
         }
-    }
-
-    /// Says once when a process has been silent for too long.
-    pub(crate) fn check_silence(&mut self, now: Duration) {
-        let silence = now.saturating_sub(self.heard_at);
-        if self.child.is_none() || self.is_silent || silence <= SILENCE_MAX {
-            return;
-        }
-        self.is_silent = true;
-        let pid = self.slot.pid();
-        let state = self.slot.state().label();
-        tracing::warn!(
-            pid,
-            state,
-            "{} has not reported for {} s",
-            self.role.name(),
-            silence.as_secs()
-        );
     }
 
     /// A worker's view; `None` for control.
@@ -219,6 +228,14 @@ impl Place {
                 listeners: Vec::new(),
                 ..self.worker.clone()
             },
+            last_end: self.slot.last_end().unwrap_or_default().to_owned(),
+            hangs: self.slot.hangs(),
+            parked_for: self.slot.parked_for().unwrap_or_default().to_owned(),
+            retry_in_s: matches!(self.slot.state(), SlotState::Parked | SlotState::Backoff)
+                .then(|| self.slot.due_at())
+                .flatten()
+                .map(|due| due.saturating_sub(now).as_secs()),
+            is_leaving: self.is_leaving,
         })
     }
 
@@ -230,6 +247,8 @@ impl Place {
             uptime_s: self.slot.uptime(now).as_secs(),
             restarts: self.slot.restarts(),
             stats: self.control.clone(),
+            last_end: self.slot.last_end().unwrap_or_default().to_owned(),
+            hangs: self.slot.hangs(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Who listens on a port, from `/proc`, for a helpful message. Best effort: other users' processes stay unknown.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// A process that holds a port.
@@ -36,20 +37,43 @@ pub(crate) fn find_udp(address: SocketAddr) -> Option<Owner> {
 }
 
 fn find_in(tables: [&str; 2], state: &str, address: SocketAddr) -> Option<Owner> {
-    let sockets: Vec<String> = tables
+    let inodes: Vec<u64> = tables
         .into_iter()
         .filter_map(|table| fs::read_to_string(table).ok())
         .flat_map(|table| {
             let listeners = table.lines().filter_map(|line| parse_listener(line, state));
             listeners
                 .filter(|(listener, _)| collides(*listener, address))
-                .map(|(_, inode)| format!("socket:[{inode}]"))
+                .map(|(_, inode)| inode)
                 .collect::<Vec<_>>()
         })
         .collect();
-    if sockets.is_empty() {
+    owner(&inodes)
+}
+
+/// Every TCP socket of this machine that listens, with its inode.
+pub(crate) fn listeners() -> Vec<(SocketAddr, u64)> {
+    let mut found = Vec::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let Ok(table) = fs::File::open(table) else {
+            continue;
+        };
+        // Those that listen stand first. What follows may be a million connections, and is not read.
+        let lines = BufReader::new(table).lines().skip(1).map_while(Result::ok);
+        found.extend(lines.map_while(|line| parse_listener(&line, LISTENING)));
+    }
+    found
+}
+
+/// Finds a process that has one of these sockets.
+pub(crate) fn owner(inodes: &[u64]) -> Option<Owner> {
+    if inodes.is_empty() {
         return None;
     }
+    let sockets: Vec<String> = inodes
+        .iter()
+        .map(|inode| format!("socket:[{inode}]"))
+        .collect();
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
         let mut descriptors = fs::read_dir(entry.path().join("fd")).ok()?.flatten();
@@ -129,7 +153,9 @@ mod tests {
     fn our_own_listeners_are_found() {
         for address in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0"] {
             let listener = TcpListener::bind(address).unwrap();
-            let owner = find(listener.local_addr().unwrap()).unwrap();
+            let bound = listener.local_addr().unwrap();
+            assert!(listeners().iter().any(|(address, _)| *address == bound));
+            let owner = find(bound).unwrap();
             assert_eq!(owner.pid, std::process::id(), "{address}");
             assert!(!owner.program.is_empty());
         }

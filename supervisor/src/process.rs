@@ -99,10 +99,20 @@ impl Child {
         self.outbox.try_send(Letter { message, fds }).is_ok()
     }
 
-    /// Ends it at once. The process is reaped by its task only, so the number is still its own.
+    /// Ends it at once.
     pub(crate) fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Ends it with a core, where cores are kept.
+    pub(crate) fn abort(&self) {
+        self.signal(Signal::SIGABRT);
+    }
+
+    /// The process is reaped by its task only, so the number is still its own.
+    fn signal(&self, signal: Signal) {
         if let Ok(pid) = i32::try_from(self.pid) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(pid), signal);
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use fleet_protocol::config::Config;
 
-/// Takes the options of `new` into `config` that take effect at a reload: which addresses are served, and how. Gives the
+/// Takes the options of `new` into `config` that take effect at a reload: which addresses are served, and how, and by
+/// how many workers. Gives the
 /// others that differ, as `section.key`; they are left as they are.
 pub(crate) fn take(config: &mut Config, new: &Config) -> Vec<String> {
     config.server.address.clone_from(&new.server.address);
@@ -12,6 +13,7 @@ pub(crate) fn take(config: &mut Config, new: &Config) -> Vec<String> {
     config.server.proxy_protocol_networks.clone_from(networks);
     let claimed = &new.addresses.claim.addresses;
     config.addresses.claim.addresses.clone_from(claimed);
+    config.workers.count = new.workers.count;
     differences(config, new)
 }
 
@@ -55,7 +57,8 @@ mod tests {
         new.server.proxy_protocol = vec!["all".into()];
         new.server.proxy_protocol_networks = vec!["10.0.0.0/8".into()];
         new.addresses.claim.addresses = vec!["192.0.2.1".into()];
-        assert_eq!(differences(&Config::default(), &new).len(), 4);
+        new.workers.count = 3;
+        assert_eq!(differences(&Config::default(), &new).len(), 5);
         assert_eq!(take(&mut Config::default(), &new), [""; 0]);
     }
 }

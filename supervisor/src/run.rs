@@ -6,9 +6,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use fleet_protocol::admin::{Reply, Request, Status};
+use fleet_protocol::admin::{Drain, Reply, Request, Status};
 use fleet_protocol::config::Config;
 use fleet_protocol::frame;
+use fleet_protocol::ids::SlotIndex;
 use fleet_protocol::limits::DRAIN_DEADLINE;
 
 use crate::arguments::{self, Command, ConfigCommand, Invocation};
@@ -56,6 +57,14 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
         Command::Start => start::start(Box::new(move || read_settings(&sources)))?,
         Command::Stop => stop(&client_dir(&settings()?))?,
         Command::Reload => reload(&client_dir(&settings()?))?,
+        Command::Drain { slot, cancel } => {
+            let what = match slot {
+                Some(slot) => Drain::Slot(SlotIndex(slot)),
+                None if cancel => Drain::Cancel,
+                None => Drain::Gateway,
+            };
+            drain(&client_dir(&settings()?), what)?;
+        }
         Command::Status { json, watch } => show(&client_dir(&settings()?), json, watch)?,
         Command::Config(ConfigCommand::Check) => {
             let found = settings()?;
@@ -163,6 +172,9 @@ fn reload(state_dir: &Path) -> Result<(), Failure> {
     for address in &reloaded.withdrawn {
         println!("Withdraws {address}; open connections finish.");
     }
+    if let Some(workers) = reloaded.workers {
+        println!("Serves with {workers} workers from now on; those that leave finish first.");
+    }
     if !reloaded.at_next_start.is_empty() {
         println!(
             "Changed, but in effect only after the next start: {}.",
@@ -170,9 +182,19 @@ fn reload(state_dir: &Path) -> Result<(), Failure> {
         );
     }
     let all = [&reloaded.added, &reloaded.changed, &reloaded.withdrawn];
-    if all.iter().all(|list| list.is_empty()) {
-        println!("No address has changed.");
+    if all.iter().all(|list| list.is_empty()) && reloaded.workers.is_none() {
+        println!("Neither addresses nor workers have changed.");
     }
+    Ok(())
+}
+
+fn drain(state_dir: &Path, what: Drain) -> Result<(), Failure> {
+    let (Reply::Draining { text }, _) = ask(state_dir, &Request::Drain(what))? else {
+        return Err(Failure::unavailable(
+            "the server gave an answer that is none",
+        ));
+    };
+    println!("{text}");
     Ok(())
 }
 

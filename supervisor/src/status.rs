@@ -27,7 +27,8 @@ pub(crate) fn text(status: &Status, width: u16, is_coloured: bool) -> String {
         span(status.uptime_s)
     );
     let addresses = &status.gateway.addresses;
-    let is_plain = |view: &AddressView| view.state == AddressState::Serving;
+    let is_plain =
+        |view: &AddressView| view.state == AddressState::Serving && view.reason.is_empty();
     let has_table = addresses.len() > 1 || !addresses.iter().all(is_plain);
     if !has_table {
         for address in &status.addresses {
@@ -44,6 +45,10 @@ pub(crate) fn text(status: &Status, width: u16, is_coloured: bool) -> String {
         "{}\n",
         processes(status, width, is_coloured).trim_fmt()
     );
+    let ends = ends(status, width, is_coloured);
+    if !ends.is_empty() {
+        let _ = writeln!(out, "{}\n", ends.trim_fmt());
+    }
     let _ = writeln!(
         out,
         "{}",
@@ -100,6 +105,31 @@ fn processes(status: &Status, width: u16, is_coloured: bool) -> Table {
         if let Some(column) = table.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);
         }
+    }
+    table
+}
+
+/// Why processes ended, and why slots are out of service.
+fn ends(status: &Status, width: u16, is_coloured: bool) -> Table {
+    let mut table = table(width, is_coloured);
+    table.set_header(["PROCESS", "LAST END, AND WHAT IS NEXT"]);
+    for slot in &status.gateway.slots {
+        let retry = slot.retry_in_s.map(span).unwrap_or_default();
+        let text = match slot.state {
+            SlotState::Parked => {
+                format!("{}; tried again in {retry} or at a reload", slot.parked_for)
+            }
+            SlotState::Backoff if !slot.last_end.is_empty() => {
+                format!("{}; started again in {retry}", slot.last_end)
+            }
+            _ => slot.last_end.clone(),
+        };
+        if !text.is_empty() {
+            table.add_row([format!("worker {}", slot.slot), text]);
+        }
+    }
+    if !status.control.last_end.is_empty() {
+        table.add_row(["control", &status.control.last_end]);
     }
     table
 }

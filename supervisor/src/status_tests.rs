@@ -23,6 +23,11 @@ fn slot(index: u16, state: SlotState) -> SlotView {
             rss_bytes: 900 << 20,
             ..WorkerStats::default()
         },
+        last_end: String::new(),
+        hangs: 0,
+        parked_for: String::new(),
+        retry_in_s: None,
+        is_leaving: false,
     }
 }
 
@@ -40,7 +45,14 @@ fn status() -> Status {
         addresses: vec!["https://0.0.0.0:8080".into(), "https://[::]:8080".into()],
         state_dir: "/var/lib/fleet-supervisor".into(),
         gateway: Gateway {
-            slots: vec![slot(0, SlotState::Ready), slot(127, SlotState::Parked)],
+            slots: vec![
+                slot(0, SlotState::Ready),
+                SlotView {
+                    parked_for: "it died again and again, last by SIGKILL".into(),
+                    retry_in_s: Some(299),
+                    ..slot(127, SlotState::Parked)
+                },
+            ],
             control_restarts: 1,
             ..Gateway::default()
         },
@@ -58,6 +70,8 @@ fn status() -> Status {
                 links: 2,
                 rss_bytes: 12 << 30,
             },
+            last_end: "no report for 5 s, ended by SIGKILL".into(),
+            hangs: 1,
         },
     }
 }
@@ -77,6 +91,9 @@ fn it_fits_into_eighty_columns() {
             "failing",
             "db.example:3306",
             "12 GiB",
+            "4m 59s",
+            "last by SIGKILL",
+            "no report for 5 s",
         ] {
             assert!(text.contains(part), "{part} not in:\n{text}");
         }
@@ -99,6 +116,7 @@ fn address(index: u8, state: AddressState, reason: &str) -> AddressView {
         accepts_per_s: 12_345.6,
         refused: 99_999,
         share: 0.333,
+        foreign_listeners: 0,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod addresses;
 mod end;
+mod slots;
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -118,6 +119,10 @@ struct Supervisor {
     gateway: watch::Sender<Arc<Gateway>>,
     /// They have not heard of a change yet.
     is_changed: bool,
+    /// An operator wants agents to go elsewhere.
+    is_away: bool,
+    /// When to look for others who share our ports.
+    meet_at: Duration,
 }
 
 impl Supervisor {
@@ -144,6 +149,8 @@ impl Supervisor {
             failure: None,
             gateway: watch::Sender::default(),
             is_changed: false,
+            is_away: false,
+            meet_at: Duration::ZERO,
         }
     }
 
@@ -179,6 +186,8 @@ impl Supervisor {
             }
         }
         self.advance_end(now);
+        self.tend_slots(now);
+        self.steer();
         let is_settled = self.places.iter().all(Place::is_settled);
         if (is_settled || now >= BANNER_BY) && self.phase == Phase::Serving {
             self.print_banner(is_settled);
@@ -224,6 +233,13 @@ impl Supervisor {
             match action {
                 Action::None | Action::Drain => {}
                 Action::Launch => next = Some(self.launch(index)),
+                Action::Abort { reason } => {
+                    tracing::error!(
+                        pid = place.slot.pid(),
+                        "{name} stands still and is ended: {reason}"
+                    );
+                    place.abort();
+                }
                 Action::Kill => {
                     tracing::warn!(
                         pid = place.slot.pid(),
@@ -232,10 +248,12 @@ impl Supervisor {
                     place.kill();
                 }
                 Action::Park { reason } => {
+                    let cool_down = place.slot.due_at().unwrap_or_default().saturating_sub(now);
                     tracing::error!(
-                        "{name} is out of service until the next start of the server: {reason}"
+                        "{name} is out of service, and tried again in {} s or at a reload: {reason}",
+                        cool_down.as_secs()
                     );
-                    self.park(index, &reason);
+                    self.park(&reason);
                 }
                 Action::End { reason } => self.fail(Failure::fatal(reason)),
             }
@@ -243,7 +261,7 @@ impl Supervisor {
     }
 
     fn launch(&mut self, index: usize) -> Event {
-        let now = self.now();
+        self.occupy(index);
         let Some(place) = self.places.get_mut(index) else {
             return Event::Timer;
         };
@@ -264,7 +282,7 @@ impl Supervisor {
             Ok(child) => {
                 let pid = child.pid;
                 tracing::debug!(pid, "{} starts", role.name());
-                place.adopt(child, given, now);
+                place.adopt(child, given);
                 Event::Launched { pid }
             }
             Err(error) => {
@@ -275,9 +293,8 @@ impl Supervisor {
         }
     }
 
-    fn park(&mut self, index: usize, reason: &str) {
-        // Place 0 is control's, which is never parked.
-        self.setup.addresses.park(index.saturating_sub(1));
+    /// Ends a server of which no part can serve.
+    fn park(&mut self, reason: &str) {
         let is_useless = self
             .workers()
             .all(|place| place.slot.state() == SlotState::Parked && !place.slot.was_ever_ready());
@@ -294,6 +311,9 @@ impl Supervisor {
         };
         if !place.is_current(id) {
             return;
+        }
+        if matches!(news, News::Said(_)) {
+            place.slot.step(Event::Report, now, 0.0);
         }
         match news {
             News::Said(said) => match place.take_report(said, now) {
@@ -354,6 +374,13 @@ impl Supervisor {
                     pid: std::process::id(),
                 }
             }
+            Request::Drain(what) => match self.drain(what) {
+                Ok(text) => Reply::Draining { text },
+                Err(failure) => Reply::Error {
+                    reason: failure.to_string(),
+                    code: failure.code(),
+                },
+            },
             Request::Reload => match self.reload() {
                 Ok(reloaded) => Reply::Reloaded(reloaded),
                 Err(failure) => Reply::Error {
@@ -368,8 +395,9 @@ impl Supervisor {
 
     fn tick(&mut self) {
         let now = self.now();
-        for place in &mut self.places {
-            place.check_silence(now);
+        self.beat();
+        if now >= self.meet_at {
+            self.meet();
         }
         self.tend_addresses();
         self.tend_tickets(now);
@@ -404,6 +432,10 @@ impl Supervisor {
         gateway
     }
 
+    fn is_draining(&self) -> bool {
+        self.phase != Phase::Serving || self.is_away
+    }
+
     fn gateway(&self) -> Gateway {
         let now = self.now();
         Gateway {
@@ -413,7 +445,8 @@ impl Supervisor {
                 .filter_map(|place| place.slot_view(now))
                 .collect(),
             control_restarts: self.places.first().map_or(0, |place| place.slot.restarts()),
-            is_draining: self.phase != Phase::Serving,
+            control_hangs: self.places.first().map_or(0, |place| place.slot.hangs()),
+            is_draining: self.is_draining(),
             addresses: self.setup.addresses.views(),
             settings: self.setup.settings.clone(),
         }
@@ -426,7 +459,7 @@ impl Supervisor {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             uptime_s: now.as_secs(),
-            is_draining: self.phase != Phase::Serving,
+            is_draining: self.is_draining(),
             addresses: self.setup.urls(),
             state_dir: self.setup.state.path().display().to_string(),
             gateway: self.gateway(),

@@ -86,6 +86,8 @@ pub(crate) enum Word {
     Drain(Duration),
     /// Accept on these, too.
     Listen(Vec<(Listener, Socket)>),
+    /// Take what waits on these, which are another slot's.
+    Sweep(Vec<(Listener, Socket)>),
     /// Accept no more on these.
     Withdraw(Vec<std::net::SocketAddr>),
     /// Seal and open session tickets with these.
@@ -111,6 +113,9 @@ impl Ears {
                 }
                 Some(ToChild::Listen(listeners)) => {
                     return self.listen(listeners).map(Word::Listen);
+                }
+                Some(ToChild::Sweep(listeners)) => {
+                    return self.listen(listeners).map(Word::Sweep);
                 }
                 Some(ToChild::Withdraw(addresses)) => return Ok(Word::Withdraw(addresses)),
                 Some(ToChild::Tickets(keys)) => return Ok(Word::Tickets(keys)),

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use fleet_protocol::limits::{DRAIN_DEADLINE, STATS_INTERVAL};
+use fleet_protocol::limits::{DRAIN_DEADLINE, STATS_INTERVAL, SWEEP_TIME};
 use fleet_protocol::slot::{FromChild, Listener};
 use fleet_protocol::tickets::TicketKeys;
 use socket2::Socket;
@@ -70,6 +70,7 @@ pub(crate) async fn serve(
             word = ears.next() => match word {
                 Ok(Word::Drain(time)) => break (time, false),
                 Ok(Word::Listen(listeners)) => listen(&worker, &mut accepts, listeners),
+                Ok(Word::Sweep(listeners)) => sweep(&worker, &mut accepts, listeners),
                 Ok(Word::Withdraw(addresses)) => withdraw(&worker, &addresses),
                 Ok(Word::Tickets(keys)) => turn_tickets(&worker, &keys),
                 Err(error) => {
@@ -126,6 +127,29 @@ fn listen(
     }
 }
 
+/// Takes what waits on listeners of a slot that is given up. They may stop to listen under it.
+fn sweep(
+    worker: &Rc<Worker>,
+    accepts: &mut JoinSet<accept::End>,
+    listeners: Vec<(Listener, Socket)>,
+) {
+    for (listener, socket) in listeners {
+        let listening = Listening::new(&listener);
+        worker.listenings.borrow_mut().push(Rc::clone(&listening));
+        let worker = Rc::clone(worker);
+        accepts.spawn_local(async move {
+            let mut accept = std::pin::pin!(accept::run(worker, Rc::clone(&listening), socket));
+            if tokio::time::timeout(SWEEP_TIME, &mut accept).await.is_err() {
+                listening.withdraw();
+                accept.await;
+            }
+            // A listener that ended before its time is not a fault of this worker; nobody accepts there any more.
+            listening.withdraw();
+            accept::End::AsTold
+        });
+    }
+}
+
 fn withdraw(worker: &Worker, addresses: &[SocketAddr]) {
     for listening in worker.listenings.borrow().iter() {
         if addresses.contains(&listening.address) {
@@ -153,6 +177,7 @@ async fn report(worker: Rc<Worker>, mut mouth: Mouth) {
         interval.tick().await;
         worker.state.stats.borrow_mut().open_connections = worker.door.open();
         let mut stats = stats::report(&worker.state);
+        stats.is_full = worker.door.is_shut();
         stats.listeners = worker.report_listenings();
         if let Err(error) = mouth.say(&FromChild::Worker(Box::new(stats))).await {
             tracing::debug!(%error, "no report");

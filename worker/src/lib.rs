@@ -108,11 +108,19 @@ impl Worker {
         }))
     }
 
-    /// Counts of all listeners. One that is over is reported a last time and then forgotten.
+    /// Counts of all listeners. One that is over hands its counts to another of its address, or is reported a last time.
     fn report_listenings(&self) -> Vec<ListenerStats> {
         let mut listenings = self.listenings.borrow_mut();
         let stats = listenings.iter().map(|of| of.stats()).collect();
-        listenings.retain(|of| !of.is_over());
+        let (over, kept) = std::mem::take(&mut *listenings)
+            .into_iter()
+            .partition::<Vec<_>, _>(|of| of.is_over());
+        for of in over {
+            if let Some(heir) = kept.iter().find(|heir| heir.address == of.address) {
+                heir.inherit(&of);
+            }
+        }
+        *listenings = kept;
         stats
     }
 }

@@ -86,6 +86,12 @@ impl Listening {
         }
     }
 
+    /// Takes over the counts of one that is over.
+    pub(crate) fn inherit(&self, of: &Self) {
+        self.accepted.set(self.accepted.get() + of.accepted.get());
+        self.refused.set(self.refused.get() + of.refused.get());
+    }
+
     pub(crate) fn stats(&self) -> ListenerStats {
         ListenerStats {
             address: self.address,

@@ -47,6 +47,15 @@ pub(super) fn write(page: &mut Page<'_>, gateway: &Gateway) -> Result<(), Error>
         each(|view| view.refused),
     )?;
     page.gauge(
+        by(
+            "fleet_gateway_address_foreign_listeners",
+            "Sockets of other programs that listen on this address, too.",
+            "address",
+        ),
+        None,
+        each(|view| u64::from(view.foreign_listeners)),
+    )?;
+    page.gauge(
         Name {
             name: "fleet_gateway_address_state",
             help: "1 for the state that the address is in.",

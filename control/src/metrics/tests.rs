@@ -64,6 +64,11 @@ fn gateway() -> Gateway {
             restarts: 2,
             exchanges_per_s: 1.5,
             stats,
+            last_end: String::new(),
+            hangs: 4,
+            parked_for: String::new(),
+            retry_in_s: None,
+            is_leaving: false,
         }],
         control_restarts: 1,
         addresses: vec![AddressView {
@@ -77,6 +82,7 @@ fn gateway() -> Gateway {
             accepts_per_s: 0.5,
             refused: 3,
             share: 1.0,
+            foreign_listeners: 2,
         }],
         settings: [("a.b", Some(true)), ("c.d", Some(false)), ("e.f", None)]
             .map(|(key, holds)| SettingView {
@@ -97,6 +103,9 @@ async fn slots_show_with_units_and_cumulative_buckets() {
     for line in [
         "fleet_gateway_control_restarts_total 1",
         r#"fleet_gateway_slot_restarts_total{slot="7"} 2"#,
+        r#"fleet_gateway_slot_hangs_total{slot="7"} 4"#,
+        "fleet_gateway_control_hangs_total 0",
+        r#"fleet_gateway_address_foreign_listeners{address="[2001:db8::1]:8080"} 2"#,
         r#"fleet_gateway_slot_state{slot="7",state="ready"} 1"#,
         r#"fleet_gateway_kernel_setting_holds{key="a.b"} 1"#,
         r#"fleet_gateway_kernel_setting_holds{key="c.d"} 0"#,

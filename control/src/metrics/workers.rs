@@ -56,6 +56,24 @@ impl Workers {
         )?;
         page.counter(
             Name {
+                name: "fleet_gateway_control_hangs",
+                help: "Control processes that stood still and were ended for it.",
+                labels: [],
+            },
+            None,
+            [([], self.0.control_hangs)],
+        )?;
+        page.counter(
+            Name {
+                name: "fleet_gateway_slot_hangs",
+                help: "Worker processes of this slot that stood still and were ended for it.",
+                labels: ["slot"],
+            },
+            None,
+            each(slots, |view| view.hangs),
+        )?;
+        page.counter(
+            Name {
                 name: "fleet_gateway_slot_restarts",
                 help: "Worker processes that followed the first in this slot.",
                 labels: ["slot"],

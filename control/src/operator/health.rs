@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use fleet_protocol::weight;
 use tokio::time::timeout;
 
 use super::fault::Fault;
@@ -20,10 +21,11 @@ enum Check {
     Store,
     Bus,
     Journal,
+    Gateway,
 }
 
 impl Check {
-    const ALL: [Self; 3] = [Self::Store, Self::Bus, Self::Journal];
+    const ALL: [Self; 4] = [Self::Store, Self::Bus, Self::Journal, Self::Gateway];
 
     /// By the names that Fleet's clients use, or our own.
     fn named(word: &str) -> Option<Self> {
@@ -31,6 +33,7 @@ impl Check {
             "mysql" | "store" => Some(Self::Store),
             "redis" | "bus" => Some(Self::Bus),
             "journal" => Some(Self::Journal),
+            "gateway" => Some(Self::Gateway),
             _ => None,
         }
     }
@@ -40,6 +43,7 @@ impl Check {
             Self::Store => "store",
             Self::Bus => "bus",
             Self::Journal => "journal",
+            Self::Gateway => "gateway",
         }
     }
 
@@ -50,6 +54,7 @@ impl Check {
                 Self::Store => deps.store.ping().await.map_err(|error| error.to_string()),
                 Self::Bus => deps.bus.ping().await.map_err(|error| error.to_string()),
                 Self::Journal => deps.journal.fault().map_or(Ok(()), Err),
+                Self::Gateway => weight::trouble(&deps.gateway.borrow()).map_or(Ok(()), Err),
             }
         };
         in_time(self.label(), CHECK_DEADLINE, outcome).await
@@ -70,16 +75,17 @@ pub(super) async fn show(
         Ok(checks) if checks.is_empty() => Check::ALL.to_vec(),
         Ok(checks) => checks,
         Err(word) => {
-            let reason = format!("{word:?} is unknown; use mysql, redis or journal");
+            let reason = format!("{word:?} is unknown; use mysql, redis, journal or gateway");
             return Fault::parameter("check", reason).into_response();
         }
     };
-    let (store, bus, journal) = tokio::join!(
+    let (store, bus, journal, gateway) = tokio::join!(
         run_if(checks.contains(&Check::Store), Check::Store, &office),
         run_if(checks.contains(&Check::Bus), Check::Bus, &office),
         run_if(checks.contains(&Check::Journal), Check::Journal, &office),
+        run_if(checks.contains(&Check::Gateway), Check::Gateway, &office),
     );
-    routes::bare(if store && bus && journal {
+    routes::bare(if store && bus && journal && gateway {
         StatusCode::OK
     } else {
         StatusCode::INTERNAL_SERVER_ERROR
@@ -120,6 +126,7 @@ mod tests {
             ("store", Check::Store),
             ("redis", Check::Bus),
             ("journal", Check::Journal),
+            ("gateway", Check::Gateway),
         ] {
             assert_eq!(Check::named(word), Some(check));
         }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Context as _;
 use fleet_protocol::config::Dns;
 use fleet_protocol::slot::Gateway;
+use fleet_protocol::weight;
 use hickory_server::net::xfer::Protocol;
 use hickory_server::proto::op::{Edns, LowerQuery, Metadata, ResponseCode};
 use hickory_server::proto::rr::rdata::{A, AAAA, HINFO, NS, SOA};
@@ -163,7 +164,9 @@ impl Zone {
             RecordType::AAAA => Some(Family::V6),
             _ => None,
         };
-        if family.is_some_and(|family| gateway.is_draining || is_lost(gateway, family)) {
+        if family
+            .is_some_and(|family| weight::trouble(gateway).is_some() || is_lost(gateway, family))
+        {
             return Content::error(ResponseCode::ServFail);
         }
         let answers = match kind {

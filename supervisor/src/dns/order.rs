@@ -111,6 +111,7 @@ pub(crate) mod tests {
             accepts_per_s: 0.0,
             refused: 0,
             share: 0.0,
+            foreign_listeners: 0,
         }
     }
 

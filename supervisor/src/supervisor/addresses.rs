@@ -6,7 +6,7 @@ use crate::claiming::News;
 use crate::exit::Failure;
 use crate::local_addresses::LocalAddresses;
 use crate::settings::Settings;
-use crate::{reload, wanted};
+use crate::{reload, sizing, wanted};
 use fleet_protocol::admin::Reloaded;
 
 impl Supervisor {
@@ -29,7 +29,10 @@ impl Supervisor {
             changed,
             withdrawn,
         } = self.setup.addresses.want(&self.setup.config, wanted, now);
-        tracing::info!(?added, ?changed, ?withdrawn, "reloaded");
+        let workers = sizing::workers(&self.setup.config);
+        let is_resized = self.resize(workers);
+        self.retry();
+        tracing::info!(?added, ?changed, ?withdrawn, workers, "reloaded");
         self.tend_addresses();
         self.publish();
         if let Err(failure) = self.setup.write_addresses() {
@@ -41,6 +44,7 @@ impl Supervisor {
             changed,
             at_next_start,
             warnings,
+            workers: is_resized.then_some(workers),
         })
     }
 

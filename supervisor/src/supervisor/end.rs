@@ -8,7 +8,7 @@ use fleet_protocol::slot::ToChild;
 
 use super::{Phase, Supervisor};
 use crate::exit::Failure;
-use crate::slot::Event;
+use crate::slot::{Event, Then};
 
 /// HAProxy asks each second.
 const ANNOUNCE_TO_BALANCERS: Duration = Duration::from_secs(3);
@@ -82,23 +82,29 @@ impl Supervisor {
 
     /// Tells those whose turn it is to finish within `limit`. Again, it can only shorten.
     pub(super) fn drain_phase(&mut self, limit: Duration) {
-        let grace = if limit.is_zero() {
-            Duration::ZERO
-        } else {
-            DRAIN_GRACE
-        };
-        let deadline = self.now() + limit + grace;
-        let deadline_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
         let phase = self.phase;
         for index in 0..self.places.len() {
             let is_worker = index > 0;
             if is_worker != (phase == Phase::Workers) {
                 continue;
             }
-            self.step(index, Event::Drain { deadline });
-            if let Some(place) = self.places.get(index) {
-                place.tell(ToChild::Drain { deadline_ms });
-            }
+            self.drain_place(index, limit, Then::End);
+        }
+    }
+
+    /// Tells one process to finish within `limit`. Who connects from now on is steered elsewhere first.
+    pub(super) fn drain_place(&mut self, index: usize, limit: Duration, then: Then) {
+        let grace = if limit.is_zero() {
+            Duration::ZERO
+        } else {
+            DRAIN_GRACE
+        };
+        let deadline = self.now() + limit + grace;
+        self.step(index, Event::Drain { deadline, then });
+        self.steer();
+        if let Some(place) = self.places.get(index) {
+            let deadline_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+            place.tell(ToChild::Drain { deadline_ms });
         }
         self.is_changed = true;
     }

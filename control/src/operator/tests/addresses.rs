@@ -16,6 +16,11 @@ fn slot(state: SlotState) -> SlotView {
         restarts: 0,
         exchanges_per_s: 0.0,
         stats: WorkerStats::default(),
+        last_end: String::new(),
+        hangs: 0,
+        parked_for: String::new(),
+        retry_in_s: None,
+        is_leaving: false,
     }
 }
 
@@ -39,6 +44,7 @@ async fn addresses_are_listed_as_the_supervisor_sees_them() {
         accepts_per_s: 7.123_456,
         refused: 2,
         share: 1.0 / 3.0,
+        foreign_listeners: 0,
     };
     let lost = AddressView {
         address: "[2001:db8::1]:8080".parse().unwrap(),
