@@ -7,6 +7,7 @@ use fleet_protocol::ids::FeedSeq;
 use fleet_protocol::reject::Reject;
 
 use crate::model::Identity;
+use crate::pacer::PacerStatistics;
 use crate::results::Tally;
 
 /// Counters since the process started, and gauges now.
@@ -24,6 +25,8 @@ pub(crate) struct AgentsStatistics {
     pub(crate) subscribers_dropped: u64,
     /// Seen marks that wait to be written.
     pub(crate) seen_waiting: u64,
+    /// How due work is handed out.
+    pub(crate) pacer: PacerStatistics,
     /// Enrolments by outcome: `enrolled`, or the refusal's label.
     pub(crate) enrollments: Vec<(&'static str, u64)>,
     /// Enrolments by identity: `new`, `same`, `taken_over`, `clone`.

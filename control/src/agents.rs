@@ -25,6 +25,7 @@ use crate::enroll::{IssuedKeys, SecretSet};
 use crate::feed::Subscription;
 use crate::host_config::{self, Specs};
 use crate::model::{INTERVAL_UNKNOWN_S, MIA_AFTER_S, NEW_FOR_S, ONLINE_BUFFER_S};
+use crate::pacer;
 use crate::results::Warned;
 use crate::roster::Roster;
 use crate::seen::SeenMarks;
@@ -95,6 +96,8 @@ impl Agents {
         bus: Arc<Bus>,
         config: &Config,
     ) -> anyhow::Result<Arc<Self>> {
+        let schedule = Schedule::of(&config.osquery);
+        let rate = pacer::rate_of(&schedule, config.osquery.due_per_second, store.engine());
         let agents = Arc::new(Self {
             store,
             bus,
@@ -103,7 +106,7 @@ impl Agents {
                 host_identifier: config.osquery.host_identifier,
                 seen_interval: config.osquery.seen_interval,
             },
-            roster: Arc::new(Mutex::new(Roster::new(Schedule::of(&config.osquery)))),
+            roster: Arc::new(Mutex::new(Roster::new(schedule, rate))),
             secrets: Mutex::default(),
             enrolling: tokio::sync::Mutex::default(),
             seen: Mutex::default(),
@@ -256,6 +259,11 @@ impl Agents {
         Some(entry.seen_at.max(entry.enrolled_at))
     }
 
+    /// Hands out nothing in this second: an earlier process may have.
+    pub(crate) fn skip_second(&self, now: UnixSeconds) {
+        lock(&self.roster).skip_second(now);
+    }
+
     /// The config that a host is given.
     #[cfg(test)]
     pub(crate) fn config_for(&self, host: HostId) -> Option<bytes::Bytes> {
@@ -274,6 +282,7 @@ impl Agents {
         statistics.hosts = roster.directory().len() as u64;
         statistics.answers = roster.answers().len() as u64;
         statistics.feed_seq = roster.hub().seq();
+        statistics.pacer = roster.pacer_statistics();
         statistics.subscribers = subscribers as u64;
         statistics.subscribers_dropped = dropped;
         drop(roster);

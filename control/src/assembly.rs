@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::agents::Agents;
+use crate::agents::{Agents, now};
 use crate::bus::{self, Bus};
 use crate::carve::Carves;
 use crate::dispatch::Dispatch;
@@ -187,6 +187,7 @@ async fn try_store(
     let agents = Agents::load(Arc::clone(&store), Arc::clone(&bus), config)
         .await
         .map_err(|error| Obstacle::Later(format!("{error:#}")))?;
+    agents.skip_second(now());
     Ok((store, bus, agents))
 }
 

@@ -11,6 +11,7 @@ use fleet_protocol::ids::{AnswerId, HostId, NodeKeyHash, UnixSeconds};
 use hashbrown::HashTable;
 
 use crate::model::LabelId;
+use crate::pacer::Wait;
 use crate::work::WorkState;
 
 /// Platforms told apart. Agents make these names, so their number is bounded; beyond, a host's platform is unknown.
@@ -47,6 +48,8 @@ pub(crate) struct Entry {
     pub(crate) enrolled_at: UnixSeconds,
     /// What the workers were told last of the next due time.
     pub(crate) due_told_at: UnixSeconds,
+    /// Whether it waits for due work, and how old that is.
+    pub(crate) wait: Wait,
     /// Seconds between two polls, as far as the host told; 0: unknown.
     pub(crate) interval_s: u16,
     pub(crate) platform: PlatformIndex,
@@ -370,6 +373,7 @@ mod tests {
             seen_at: UnixSeconds(0),
             enrolled_at: UnixSeconds(0),
             due_told_at: UnixSeconds(0),
+            wait: Wait::default(),
             interval_s: 0,
             platform: directory.platform("ubuntu"),
             is_refetch: false,

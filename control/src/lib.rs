@@ -27,6 +27,7 @@ mod link;
 mod metrics;
 mod model;
 mod operator;
+mod pacer;
 mod process;
 mod results;
 mod roster;

@@ -64,6 +64,14 @@ pub(crate) struct HostState {
     pub(crate) label_updated_at: UnixSeconds,
     pub(crate) refetch_requested: bool,
     pub(crate) enrolled_at: UnixSeconds,
+    /// Seconds between two polls, as far as the host told; 0: unknown.
+    pub(crate) interval_s: u16,
+}
+
+/// The shortest of a host's intervals in seconds; 0 when none is known.
+pub(crate) fn shortest_interval_s(intervals: [Option<i64>; 2]) -> u16 {
+    let shortest = intervals.into_iter().flatten().filter(|s| *s > 0).min();
+    shortest.map_or(0, |seconds| u16::try_from(seconds).unwrap_or(u16::MAX))
 }
 
 /// What one enrolment brings.

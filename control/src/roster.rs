@@ -4,6 +4,8 @@
 //! Invariants: every change of what workers see is published within the call that makes it; an answer is told before
 //! the first host that uses it and dropped after the last; applying the same state twice changes nothing.
 
+mod turns;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,8 +21,9 @@ use crate::feed::{Hub, Recent};
 use crate::grace::GraceKeys;
 use crate::host_config::{Composer, ConfigKey};
 use crate::labels::{LabelPlan, PlatformClass, PlatformLabels, apply_memberships};
-use crate::model::{HostColumns, HostState, LabelId};
-use crate::work::{ACCELERATE_S, LabelDemand, Schedule};
+use crate::model::{HostColumns, HostState, LabelId, shortest_interval_s};
+use crate::pacer::{Pacer, Rate, Wait};
+use crate::work::{ACCELERATE_S, Due, LabelDemand, Schedule};
 
 /// What a host's results are judged by.
 #[derive(Clone, Debug)]
@@ -40,6 +43,7 @@ pub(crate) struct Expectation {
 pub(crate) struct Roster {
     directory: Directory,
     schedule: Schedule,
+    pacer: Pacer,
     plan: LabelPlan,
     answers: Answers,
     grace: GraceKeys,
@@ -50,10 +54,11 @@ pub(crate) struct Roster {
 
 impl Roster {
     /// Empty.
-    pub(crate) fn new(schedule: Schedule) -> Self {
+    pub(crate) fn new(schedule: Schedule, rate: Rate) -> Self {
         Self {
             directory: Directory::default(),
             schedule,
+            pacer: Pacer::new(rate),
             plan: LabelPlan::default(),
             answers: Answers::default(),
             grace: GraceKeys::default(),
@@ -117,6 +122,9 @@ impl Roster {
             let previous = entry.key;
             entry.platform = platform;
             entry.enrolled_at = state.enrolled_at;
+            if state.interval_s > 0 {
+                entry.interval_s = state.interval_s;
+            }
             // Zero after an enrolment, else another node's answer: what was handed out is settled either way.
             if entry.detail_updated_at != state.detail_updated_at {
                 entry.detail_updated_at = state.detail_updated_at;
@@ -161,6 +169,7 @@ impl Roster {
     pub(crate) fn remove_host(&mut self, id: HostId, key: Option<NodeKeyHash>) {
         let mut keys = self.grace.take_host(id);
         if let Some(entry) = self.directory.remove(id) {
+            self.pacer.leave(entry.wait);
             keys.push(entry.key);
             // Its label set may be gone, and the set's number be given to another one.
             self.answers.forget_set(entry.labels);
@@ -196,7 +205,7 @@ impl Roster {
         true
     }
 
-    /// What is due for a host; `None` when there is no such host. Publish afterwards.
+    /// What is due for a host, if it is its turn; `None` when there is no such host. Publish afterwards.
     pub(crate) fn hand_out(&mut self, id: HostId, now: UnixSeconds) -> Option<Work> {
         let place = self.directory.place_of(id)?;
         let labels = self.labels_for(place);
@@ -206,7 +215,15 @@ impl Roster {
             .platform_name(self.directory.get(place)?.platform);
         let entry = self.directory.get_mut(place)?;
         entry.seen_at = entry.seen_at.max(now);
-        let due = self.schedule.due(&entry.work_state(), demand, now);
+        let mut due = self.schedule.due(&entry.work_state(), demand, now);
+        let mut put_off_until = None;
+        if due.is_any() {
+            put_off_until = self.ask_turn(place, demand, now);
+        }
+        if put_off_until.is_some() {
+            due = Due::default();
+        }
+        let entry = self.directory.get_mut(place)?;
         let mut work = Work::default();
         if due.details {
             entry.detail_handed_at = now;
@@ -218,10 +235,12 @@ impl Roster {
             work.queries.extend(labels.queries.iter().cloned());
         }
         let is_unnamed = !entry.has_name && entry.detail_updated_at.0 == 0;
-        if platform.is_empty() || is_unnamed {
+        // Who is put off need not hurry.
+        if put_off_until.is_none() && (platform.is_empty() || is_unnamed) {
             work.accelerate_s = Some(ACCELERATE_S);
         }
-        let at = self.schedule.next_due_at(&entry.work_state(), demand);
+        let next_due_at = self.schedule.next_due_at(&entry.work_state(), demand);
+        let at = put_off_until.unwrap_or(next_due_at);
         entry.due_told_at = at;
         self.changes.push(Change::WorkDue { host: id, at });
         Some(work)
@@ -257,10 +276,10 @@ impl Roster {
             entry.is_refetch = false;
             entry.has_name |= columns.hostname.is_some();
             entry.platform = platform.unwrap_or(entry.platform);
-            let intervals = [columns.distributed_interval, columns.config_refresh];
-            let shortest = intervals.into_iter().flatten().filter(|s| *s > 0).min();
-            if let Some(seconds) = shortest {
-                entry.interval_s = u16::try_from(seconds).unwrap_or(u16::MAX);
+            let interval_s =
+                shortest_interval_s([columns.distributed_interval, columns.config_refresh]);
+            if interval_s > 0 {
+                entry.interval_s = interval_s;
             }
         }
         self.settle(place, false);
@@ -356,7 +375,8 @@ impl Roster {
             seen_at: UnixSeconds(0),
             enrolled_at: state.enrolled_at,
             due_told_at: UnixSeconds(0),
-            interval_s: 0,
+            wait: Wait::default(),
+            interval_s: state.interval_s,
             platform,
             is_refetch: state.refetch_requested,
             has_name: false,
@@ -391,10 +411,12 @@ impl Roster {
         if is_other {
             self.changes.extend(self.answers.hold(answer));
         }
+        let turn_told = self.turn_told(place, demand);
         let Some(entry) = self.directory.get_mut(place) else {
             return;
         };
-        let at = self.schedule.next_due_at(&entry.work_state(), demand);
+        let next_due_at = self.schedule.next_due_at(&entry.work_state(), demand);
+        let at = turn_told.unwrap_or(next_due_at);
         entry.answer = answer;
         entry.due_told_at = at;
         if must_tell || is_other {
@@ -418,7 +440,7 @@ impl Roster {
     fn demand(&self, labels: Option<&PlatformLabels>) -> Option<LabelDemand> {
         labels.map(|labels| LabelDemand {
             changed_at: labels.changed_at,
-            hosts: u32::try_from(self.directory.len()).unwrap_or(u32::MAX),
+            herd_s: self.pacer.rate().herd_s(self.host_count()),
         })
     }
 }

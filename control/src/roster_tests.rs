@@ -8,15 +8,18 @@ use super::*;
 use crate::feed::LoadCursor;
 use crate::host_config::Specs;
 use crate::model::{Label, LabelSpec, Pack, PackId, PackSpec};
+use crate::pacer::rate_of;
+use crate::store::EngineName;
 
 const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
 
 fn roster() -> Roster {
-    Roster::new(Schedule {
+    let schedule = Schedule {
         detail_interval_s: 3600,
         label_interval_s: 3600,
         jitter_percent: 10,
-    })
+    };
+    Roster::new(schedule, rate_of(&schedule, 0, EngineName::Sqlite))
 }
 
 fn state(id: u32, key: u8, platform: &str, labels: &[u32]) -> HostState {
@@ -29,6 +32,7 @@ fn state(id: u32, key: u8, platform: &str, labels: &[u32]) -> HostState {
         label_updated_at: UnixSeconds(0),
         refetch_requested: false,
         enrolled_at: NOW,
+        interval_s: 0,
     }
 }
 

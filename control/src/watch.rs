@@ -108,6 +108,7 @@ impl Agents {
         let mut again = BTreeSet::new();
         let mut looks = 0_u32;
         let mut is_bus_gone = false;
+        let mut lost_from = 0;
         while !*closing.borrow() {
             let began = Instant::now();
             let outcome = self
@@ -125,7 +126,11 @@ impl Agents {
                 }
                 "follow changes"
             }));
-            lock(&self.roster).end_grace(now());
+            {
+                let mut roster = lock(&self.roster);
+                roster.end_grace(now());
+                lost_from = roster.forget_lost(lost_from, now());
+            }
             sleep(POLL_GAP).await;
             tokio::select! {
                 () = sleep_until(began + POLL_INTERVAL) => {}
@@ -299,7 +304,16 @@ impl Agents {
         }
         add_grace(&mut roster, &rows, now());
         let (hosts, answers) = (roster.directory().len(), roster.answers().len());
+        let lacking = roster.lacking_rate();
         drop(roster);
+        if let Some(need) = lacking {
+            tracing::warn!(
+                hosts,
+                need,
+                "osquery.due_per_second is less than what these hosts make due in a second: details and labels fall \
+                 behind their intervals"
+            );
+        }
         self.is_loaded.send_replace(true);
         tracing::info!(hosts, answers, elapsed = ?began.elapsed(), "hosts loaded");
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! Invariants: what was handed out is not handed out again before [`REDELIVER_AFTER_S`] have passed without an answer.
 //! A host's place within the jitter depends on its id alone, so it is the same after a restart and on every node.
-//! Pacing of many hosts that fall due together belongs here too: every due time passes through [`Schedule`].
+//! How many of those that are due get their work in a second is decided in `pacer.rs`.
 
 use std::time::Duration;
 
@@ -15,8 +15,6 @@ pub(crate) const REDELIVER_AFTER_S: u32 = 300;
 pub(crate) const ACCELERATE_S: u32 = 10;
 /// What is due this soon goes out with what is due now: one read and one write instead of two.
 const EARLY_S: u32 = 60;
-/// A new label makes every host due. They are spread so that this many a second come.
-const HERD_HOSTS_PER_SECOND: u32 = 2_000;
 
 /// The intervals in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +49,8 @@ pub(crate) struct WorkState {
 pub(crate) struct LabelDemand {
     /// When the youngest of these queries came or changed.
     pub(crate) changed_at: UnixSeconds,
-    /// Hosts that share the demand.
-    pub(crate) hosts: u32,
+    /// Seconds over which the hosts that it makes due are spread.
+    pub(crate) herd_s: u32,
 }
 
 /// What is due.
@@ -62,6 +60,13 @@ pub(crate) struct Due {
     pub(crate) details: bool,
     /// The label queries.
     pub(crate) labels: bool,
+}
+
+impl Due {
+    /// Whether something is.
+    pub(crate) fn is_any(self) -> bool {
+        self.details || self.labels
+    }
 }
 
 impl Schedule {
@@ -101,6 +106,21 @@ impl Schedule {
         })
     }
 
+    /// Since when a host's work has been due, as far as this gives it a place before others: what an operator asked
+    /// for goes first, and a host that enrolled has waited since then.
+    pub(crate) fn waiting_since(
+        &self,
+        host: &WorkState,
+        demand: Option<LabelDemand>,
+        enrolled_at: UnixSeconds,
+    ) -> UnixSeconds {
+        let due_at = self.next_due_at(host, demand);
+        if host.is_refetch && host.detail_updated_at.0 != 0 {
+            return due_at;
+        }
+        due_at.max(enrolled_at)
+    }
+
     /// Whether details that arrive now were asked for, by us or, for a host that is due, by another node or an earlier
     /// life of this one.
     pub(crate) fn expects_details(&self, host: &WorkState, now: UnixSeconds) -> bool {
@@ -134,8 +154,7 @@ impl Schedule {
             self.cycle(host.host, host.label_updated_at, self.label_interval_s)
         };
         if demand.changed_at >= host.label_updated_at {
-            let herd_s = demand.hosts / HERD_HOSTS_PER_SECOND;
-            let wait_s = spread(host.host, herd_s, Salt::Herd);
+            let wait_s = spread(host.host, demand.herd_s, Salt::Herd);
             due_at = due_at.min(after(demand.changed_at, wait_s));
         }
         not_before_redelivery(due_at, host.label_handed_at)
@@ -170,13 +189,17 @@ fn not_before_redelivery(due_at: UnixSeconds, handed_at: UnixSeconds) -> UnixSec
 
 /// Keeps the spreads of one host independent of each other.
 #[derive(Clone, Copy)]
-enum Salt {
+pub(crate) enum Salt {
+    /// Within the jitter of an interval.
     Cycle = 1,
+    /// Among hosts that one change makes due.
     Herd = 2,
+    /// Among hosts that have waited equally long.
+    Turn = 3,
 }
 
 /// A stable number in `0..=width`, evenly spread over host ids.
-fn spread(host: HostId, width: u32, salt: Salt) -> u32 {
+pub(crate) fn spread(host: HostId, width: u32, salt: Salt) -> u32 {
     // Finalizer of splitmix64: neighbouring ids land far apart.
     let mut hash = u64::from(host.0) | ((salt as u64) << 32);
     hash = hash.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -204,10 +227,10 @@ mod tests {
     };
     const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
 
-    fn demand(changed_at: u32, hosts: u32) -> Option<LabelDemand> {
+    fn demand(changed_at: u32, herd_s: u32) -> Option<LabelDemand> {
         Some(LabelDemand {
             changed_at: UnixSeconds(changed_at),
-            hosts,
+            herd_s,
         })
     }
 
@@ -226,7 +249,7 @@ mod tests {
             host: HostId(7),
             ..WorkState::default()
         };
-        let due = SCHEDULE.due(&host, demand(1, 10), NOW);
+        let due = SCHEDULE.due(&host, demand(1, 0), NOW);
         assert_eq!(
             due,
             Due {
@@ -238,17 +261,17 @@ mod tests {
         (host.detail_handed_at, host.label_handed_at) = (NOW, NOW);
         for wait in [0, 1, REDELIVER_AFTER_S - 1] {
             assert_eq!(
-                SCHEDULE.due(&host, demand(1, 10), after(NOW, wait)),
+                SCHEDULE.due(&host, demand(1, 0), after(NOW, wait)),
                 Due::default()
             );
         }
         assert_eq!(
-            SCHEDULE.next_due_at(&host, demand(1, 10)),
+            SCHEDULE.next_due_at(&host, demand(1, 0)),
             after(NOW, REDELIVER_AFTER_S)
         );
         assert!(
             SCHEDULE
-                .due(&host, demand(1, 10), after(NOW, REDELIVER_AFTER_S))
+                .due(&host, demand(1, 0), after(NOW, REDELIVER_AFTER_S))
                 .details
         );
         assert!(SCHEDULE.expects_details(&host, NOW));
@@ -260,14 +283,14 @@ mod tests {
             is_refetch: true,
             ..fresh(3)
         };
-        let due = SCHEDULE.due(&host, demand(1, 1), NOW);
+        let due = SCHEDULE.due(&host, demand(1, 0), NOW);
         assert!(due.details && due.labels);
     }
 
     #[test]
     fn unasked_details_are_not_expected() {
         assert!(!SCHEDULE.expects_details(&fresh(3), after(NOW, 60)));
-        assert!(!SCHEDULE.expects_labels(&fresh(3), demand(1, 1), after(NOW, 60)));
+        assert!(!SCHEDULE.expects_labels(&fresh(3), demand(1, 0), after(NOW, 60)));
         assert!(!SCHEDULE.expects_labels(&fresh(3), None, after(NOW, 86_400)));
         assert!(SCHEDULE.expects_details(&fresh(3), after(NOW, 4000)));
     }
@@ -275,12 +298,12 @@ mod tests {
     #[test]
     fn a_new_label_is_due_at_once_in_a_small_fleet_and_spread_in_a_large_one() {
         let changed_at = NOW.0 + 100;
-        let small = SCHEDULE.next_due_at(&fresh(3), demand(changed_at, 500));
+        let small = SCHEDULE.next_due_at(&fresh(3), demand(changed_at, 0));
         assert_eq!(small, UnixSeconds(changed_at));
         let large: Vec<u32> = (0..2000)
             .map(|host| {
                 SCHEDULE
-                    .next_due_at(&fresh(host), demand(changed_at, 1_000_000))
+                    .next_due_at(&fresh(host), demand(changed_at, 500))
                     .0
             })
             .collect();
@@ -295,25 +318,25 @@ mod tests {
 
     #[test]
     fn a_label_that_changed_in_the_same_second_is_not_missed() {
-        assert!(SCHEDULE.due(&fresh(3), demand(NOW.0, 1), NOW).labels);
-        assert!(!SCHEDULE.due(&fresh(3), demand(NOW.0 - 1, 1), NOW).labels);
+        assert!(SCHEDULE.due(&fresh(3), demand(NOW.0, 0), NOW).labels);
+        assert!(!SCHEDULE.due(&fresh(3), demand(NOW.0 - 1, 0), NOW).labels);
     }
 
     #[test]
     fn labels_go_out_with_details_that_are_due() {
         let mut host = fresh(3);
         host.label_updated_at = after(NOW, 30);
-        let due_at = SCHEDULE.next_due_at(&host, demand(1, 1));
+        let due_at = SCHEDULE.next_due_at(&host, demand(1, 0));
         let both = Due {
             details: true,
             labels: true,
         };
-        assert_eq!(SCHEDULE.due(&host, demand(1, 1), due_at), both);
+        assert_eq!(SCHEDULE.due(&host, demand(1, 0), due_at), both);
         host.label_handed_at = UnixSeconds(due_at.0 - REDELIVER_AFTER_S + 30);
-        assert!(!SCHEDULE.due(&host, demand(1, 1), due_at).labels);
+        assert!(!SCHEDULE.due(&host, demand(1, 0), due_at).labels);
         host.label_handed_at = UnixSeconds(0);
         host.label_updated_at = after(NOW, EARLY_S + 1);
-        assert!(!SCHEDULE.due(&host, demand(1, 1), due_at).labels);
+        assert!(!SCHEDULE.due(&host, demand(1, 0), due_at).labels);
     }
 
     proptest! {
@@ -349,7 +372,7 @@ mod tests {
                 detail_handed_at: handed.map_or(UnixSeconds(0), before),
                 label_handed_at: UnixSeconds(0),
             };
-            let demand = demand(NOW.0 - changed, 100);
+            let demand = demand(NOW.0 - changed, 60);
             let next = SCHEDULE.next_due_at(&host, demand);
             prop_assert_eq!(SCHEDULE.due(&host, demand, NOW) == Due::default(), next > NOW);
             prop_assert!(SCHEDULE.due(&host, demand, next) != Due::default());

@@ -25,6 +25,9 @@ pub const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
 /// From accept until a held read is answered at the latest: work that falls due at its end still has the time to come
 /// from control within [`ANSWER_DEADLINE`].
 pub const HELD_READ_DEADLINE: Duration = Duration::from_secs(12);
+
+/// Highest `osquery.due_per_second`: far above what any store takes.
+pub const DUE_PER_SECOND_MAX: u32 = 100_000;
 /// From accept to the end of the PROXY header, where one is due.
 pub const PROXY_HEADER_DEADLINE: Duration = Duration::from_secs(3);
 /// From accept to the end of the TLS handshake.

@@ -154,6 +154,21 @@ impl Control {
                 "Seen marks that wait to be written.",
                 agents.seen_waiting,
             ),
+            (
+                "fleet_due_per_second",
+                "Hosts that get due work in a second, at most.",
+                u64::from(agents.pacer.rate),
+            ),
+            (
+                "fleet_due_peak",
+                "Most hosts that got due work in one second since control started.",
+                u64::from(agents.pacer.peak),
+            ),
+            (
+                "fleet_due_waiting_hosts",
+                "Hosts that asked for due work and wait for their turn.",
+                u64::from(agents.pacer.waiting),
+            ),
         ] {
             page.gauge(plain(name, help), None, [([], value)])?;
         }
@@ -190,6 +205,16 @@ impl Control {
                 "fleet_control_lost_writes",
                 "Results of hosts that the store will never take.",
                 agents.writes_lost,
+            ),
+            (
+                "fleet_due_served",
+                "Reads that got due work.",
+                agents.pacer.served,
+            ),
+            (
+                "fleet_due_put_off",
+                "Reads with due work that were told to come later.",
+                agents.pacer.put_off,
             ),
             (
                 "fleet_control_queries_handed_out",

@@ -11,11 +11,12 @@ use super::error::{Fault, Result};
 use super::pools::Purpose;
 use super::session::Session;
 use super::value::{Arg, Row};
-use crate::model::{HostState, LabelId};
+use crate::model::{HostState, LabelId, shortest_interval_s};
 
 /// The columns of a [`HostState`].
 pub(super) const HOST_STATE: &str = "SELECT h.id, h.node_key_hash, h.enrolled_at, d.platform, \
-    d.detail_updated_at, d.label_updated_at, d.refetch_requested \
+    d.detail_updated_at, d.label_updated_at, d.refetch_requested, \
+    d.distributed_interval, d.config_refresh \
     FROM hosts h LEFT JOIN host_details d ON d.host_id = h.id";
 
 /// Reads [`HOST_STATE`]; labels come apart.
@@ -28,6 +29,7 @@ pub(super) fn read_state(row: &Row) -> StdResult<HostState, Fault> {
         detail_updated_at: row.time(4)?,
         label_updated_at: row.time(5)?,
         refetch_requested: row.bool(6)?,
+        interval_s: shortest_interval_s([row.int_or_null(7)?, row.int_or_null(8)?]),
         labels: vec![LabelId::ALL_HOSTS],
     })
 }

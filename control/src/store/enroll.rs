@@ -223,6 +223,7 @@ impl Plan {
                 label_updated_at: UnixSeconds(0),
                 refetch_requested: true,
                 enrolled_at: enrollment.at,
+                interval_s: 0,
             },
             previous_key,
             identity,

@@ -228,6 +228,8 @@ section! {
         label_update_interval: Duration = Duration::from_secs(3600);
         /// Part of these intervals over which hosts are spread, in percent.
         max_jitter_percent: u8 = 10;
+        /// Hosts that get due work (details, labels) in a second, at most, from this gateway; the others are told to ask later, those that have been due longest come first. 0: automatic, 500 with the embedded store, 1000 with MySQL, and never less than four times what the hosts make due in the long run. Gateways that share a store share what it bears: give each its part.
+        due_per_second: u32 = 0;
         /// Time between two writes of the hosts' seen times to the store.
         #[serde(with = "super::keys::span")]
         seen_interval: Duration = Duration::from_secs(30);

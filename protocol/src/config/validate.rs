@@ -239,6 +239,13 @@ impl Config {
             "osquery.detail_update_interval and osquery.label_update_interval: at least 1m",
         );
         check(
+            osquery.due_per_second <= limits::DUE_PER_SECOND_MAX,
+            &format!(
+                "osquery.due_per_second: at most {}; 0 is automatic",
+                limits::DUE_PER_SECOND_MAX
+            ),
+        );
+        check(
             (1..=600).contains(&osquery.seen_interval.as_secs()),
             "osquery.seen_interval: must be 1s to 10m",
         );
