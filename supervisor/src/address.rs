@@ -32,6 +32,8 @@ pub(crate) struct Address {
     is_claim_due: bool,
     retry_at: Duration,
     leaving: Option<Leaving>,
+    /// Some slots do not listen that shall.
+    is_short: bool,
     foreign: Foreign,
     figures: Figures,
 }
@@ -98,6 +100,7 @@ impl Address {
             trouble: None,
             retry_at: now,
             leaving: None,
+            is_short: false,
             foreign: Foreign::default(),
             figures: Figures::default(),
         }
@@ -138,11 +141,15 @@ impl Address {
         let Some(group) = &mut self.group else {
             return;
         };
-        if let Err(error) = group.listen(slots) {
-            let address = group.address();
-            // What a slot lacks it gets a second later, if it can.
+        let listening = group.listen(slots);
+        let address = group.address();
+        // What a slot lacks it gets a second later, if it can.
+        if let Err(error) = &listening
+            && !self.is_short
+        {
             tracing::warn!(%address, %error, "not every slot listens");
         }
+        self.is_short = listening.is_err();
     }
 
     /// Whether other programs listen here.

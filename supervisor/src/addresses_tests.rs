@@ -5,8 +5,7 @@ use std::net::TcpStream;
 use fleet_protocol::stats::ListenerStats;
 
 use super::*;
-use crate::exit;
-use crate::wanted;
+use crate::{exit, port_owner, wanted};
 
 const SLOTS: u16 = 2;
 
@@ -275,4 +274,45 @@ fn claims_may_come_change_and_go() {
     assert_eq!(effects_of(&["203.0.113.1/16"], 10), [Effect::Claim(wide)]);
     assert_eq!(effects_of(&["203.0.113.1/24"], 20), [Effect::Claim(narrow)]);
     assert_eq!(effects_of(&[], 30), [Effect::Release(narrow)]);
+}
+
+#[test]
+fn others_on_our_ports_are_told_of_and_degrade_only_what_they_take() {
+    use socket2::{Domain, Socket, Type};
+    let mut addresses = open(&["0.0.0.0:0", "127.0.0.1:0"]).unwrap();
+    addresses.steer(vec![1, 1]);
+    let [any, local] = addresses.wanted()[..] else {
+        panic!()
+    };
+    assert_eq!(addresses.meet(&port_owner::listeners()), [""; 0]);
+    let one_of_any = SocketAddr::from(([127, 0, 0, 1], any.port()));
+    let others: Vec<_> = [one_of_any, local]
+        .into_iter()
+        .map(|address| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_reuse_port(true).unwrap();
+            socket.bind(&address.into()).unwrap();
+            socket.listen(1).unwrap();
+            socket
+        })
+        .collect();
+    let sentences = addresses.meet(&port_owner::listeners());
+    assert!(sentences[0].contains("takes agents away"), "{sentences:?}");
+    assert!(
+        sentences[1].contains("gets no connections"),
+        "{sentences:?}"
+    );
+    // They are told of once.
+    assert_eq!(addresses.meet(&port_owner::listeners()), [""; 0]);
+    assert_eq!(states(&addresses), ["degraded", "serving"]);
+    let of_others = |addresses: &Addresses| {
+        let views = addresses.views().into_iter();
+        views.map(|view| view.foreign_listeners).collect::<Vec<_>>()
+    };
+    assert_eq!(of_others(&addresses), [1, 1]);
+    drop(others);
+    addresses.meet(&port_owner::listeners());
+    assert_eq!(of_others(&addresses), [0, 0]);
+    assert_eq!(states(&addresses), ["serving", "serving"]);
+    assert_eq!(addresses.views()[0].reason, "");
 }

@@ -147,6 +147,31 @@ fn a_foreign_socket_in_the_group_gets_nothing_wherever_it_stands() {
 }
 
 #[test]
+fn what_waits_moves_to_the_others_where_the_kernel_does_that() {
+    // On a thread, which has a network of its own until it ends.
+    let thread = std::thread::spawn(|| {
+        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+            eprintln!("left out: this needs a network namespace ({error})");
+            return;
+        }
+        let up = std::process::Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status();
+        assert!(up.unwrap().success());
+        std::fs::write("/proc/sys/net/ipv4/tcp_migrate_req", "1").unwrap();
+        let mut group = group("127.0.0.1:0", &[1, 0, 0]);
+        let _clients = connect(&group, CLIENTS);
+        assert!(group.is_waiting(0) && !group.is_waiting(1));
+        group.shut(0);
+        let moved = [accepted(&group, 1), accepted(&group, 2)];
+        assert_eq!(moved[0] + moved[1], CLIENTS, "{moved:?}");
+        group.listen(&slots(&[1, 0, 0])).unwrap();
+        assert_steered(&group, &[1, 0, 0]);
+    });
+    thread.join().unwrap();
+}
+
+#[test]
 fn who_waits_is_seen() {
     let group = group("127.0.0.1:0", &[0, 1]);
     assert!(!group.is_waiting(1));

@@ -156,6 +156,8 @@ fn node_invalid_is_said_of_unknown_keys_and_of_nothing_else() {
     }
     // While control is away nobody can know whether a key exists.
     let pid = gateway.control_pid();
+    // It would replace a control process that stands still.
+    gateway.supervisor.signal(nix::sys::signal::Signal::SIGSTOP);
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(pid.cast_signed()),
         nix::sys::signal::Signal::SIGSTOP,
@@ -169,6 +171,7 @@ fn node_invalid_is_said_of_unknown_keys_and_of_nothing_else() {
         nix::sys::signal::Signal::SIGCONT,
     )
     .unwrap();
+    gateway.supervisor.signal(nix::sys::signal::Signal::SIGCONT);
     let object = answer.unwrap().object();
     assert!(
         object.contains_key("error") && !object.contains_key("node_invalid"),

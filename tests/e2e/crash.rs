@@ -20,6 +20,8 @@ fn connections_queued_on_a_killed_worker_are_all_served() {
     let gateway = Gateway::start();
     let key = gateway.https.enroll(&gateway.secret(), "web-1");
     let pids = [gateway.worker_pid(0), gateway.worker_pid(1)];
+    // It would replace processes that stand still.
+    gateway.supervisor.signal(Signal::SIGSTOP);
     for pid in pids {
         signal(pid, Signal::SIGSTOP);
     }
@@ -30,6 +32,7 @@ fn connections_queued_on_a_killed_worker_are_all_served() {
     for pid in pids {
         signal(pid, Signal::SIGKILL);
     }
+    gateway.supervisor.signal(Signal::SIGCONT);
     let body = json!({"node_key": key}).to_string();
     let request = format!(
         "POST /api/osquery/config HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
@@ -145,6 +148,7 @@ fn workers_answer_alone_while_control_is_away() {
             .then_some(())
     });
     let pid = gateway.control_pid();
+    gateway.supervisor.signal(Signal::SIGSTOP);
     signal(pid, Signal::SIGSTOP);
     for path in ["config", "distributed/read"] {
         for _ in 0..8 {
@@ -157,6 +161,7 @@ fn workers_answer_alone_while_control_is_away() {
         }
     }
     signal(pid, Signal::SIGCONT);
+    gateway.supervisor.signal(Signal::SIGCONT);
 }
 
 #[test]
@@ -164,6 +169,7 @@ fn a_request_held_while_control_restarts_is_answered() {
     let gateway = Gateway::start();
     let key = gateway.https.enroll(&gateway.secret(), "web-1");
     let pid = gateway.control_pid();
+    gateway.supervisor.signal(Signal::SIGSTOP);
     signal(pid, Signal::SIGSTOP);
     std::thread::scope(|scope| {
         let log = scope.spawn(|| {
@@ -174,6 +180,7 @@ fn a_request_held_while_control_restarts_is_answered() {
         });
         std::thread::sleep(Duration::from_millis(300));
         signal(pid, Signal::SIGKILL);
+        gateway.supervisor.signal(Signal::SIGCONT);
         let answer = log.join().unwrap().unwrap();
         assert!(answer.object().is_empty(), "{answer:?}");
     });

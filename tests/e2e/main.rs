@@ -16,6 +16,7 @@ mod outage;
 mod plan;
 mod preflight;
 mod proxied;
+mod slots;
 mod spread;
 mod tls;
 mod tune;

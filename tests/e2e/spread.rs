@@ -168,6 +168,7 @@ fn dns_and_agent_check_tell_the_truth_from_start_to_drain() {
 fn the_weight_follows_slots_and_control() {
     let check = local(port::free());
     let gateway = Gateway::options()
+        .set("workers.count", 3)
         .set("addresses.agent_check.listen", check)
         .start();
     let wait_for = |line: &str| {
@@ -176,16 +177,19 @@ fn the_weight_follows_slots_and_control() {
         });
     };
     wait_for("up ready 100%\n");
+    // Workers miss it first, then it is replaced.
     let control = gateway.control_pid();
     signal(control, Signal::SIGSTOP);
     wait_for("down\n");
-    signal(control, Signal::SIGCONT);
     wait_for("up ready 100%\n");
     park(&gateway, 0);
-    wait_for("up ready 50%\n");
+    wait_for("up ready 66%\n");
     let listed: Value =
         serde_json::from_str(&gateway.ctl(&["get", "addresses", "--json"])).unwrap();
-    assert_eq!(listed["spec"]["weight"], 50);
+    assert_eq!(listed["spec"]["weight"], 66);
+    // More than half.
+    park(&gateway, 1);
+    wait_for("drain\n");
 }
 
 /// Kills a worker until its slot is given up.
@@ -341,6 +345,7 @@ fn haproxy_follows_weights_and_a_stopped_gateway_loses_nothing() {
         .start();
     // One certificate, so that agents need not know which gateway they reach.
     let mut leaves = options(&database, &redis, checks[1])
+        .set("workers.count", 3)
         .set("server.cert", stays.state("tls/cert.pem").display())
         .set("server.key", stays.state("tls/key.pem").display())
         .start();
@@ -391,7 +396,7 @@ fn haproxy_follows_weights_and_a_stopped_gateway_loses_nothing() {
         sessions_grow(1, 20);
 
         park(&leaves, 0);
-        balancer.wait_for(1, "half of its weight", |stat| stat.weight == 50);
+        balancer.wait_for(1, "two thirds of its weight", |stat| stat.weight == 66);
         sessions_grow(1, 10);
 
         let held = hold(&stays.https, leaves.address);

@@ -86,12 +86,23 @@ impl Gateway {
             }
             None => "--server_address=127.0.0.1:0".into(),
         };
+        // Most tests read to see what is due, not to wait for it.
+        let hold = "--osquery_distributed_hold=0s";
+        // A flag would hold against a reload of a file that says how many.
+        let is_counted = options
+            .file
+            .as_ref()
+            .is_some_and(|yaml| yaml.contains("workers:"));
         let mut flags = vec![
             format!("--state_dir={}", dir.path().join("state").display()),
             source,
-            "--workers_count=2".into(),
-            // Most tests read to see what is due, not to wait for it.
-            "--osquery_distributed_hold=0s".into(),
+            if is_counted {
+                hold
+            } else {
+                "--workers_count=2"
+            }
+            .into(),
+            hold.into(),
         ];
         assert_eq!(flags.len(), FLAGS_ALWAYS);
         flags.extend(options.flags.iter().cloned());

@@ -66,12 +66,13 @@ impl Supervisor {
 
     /// Lets a slot finish that is no longer wanted, once another one serves.
     fn retire(&mut self, index: usize) {
-        let is_served = self.is_served_without(index);
         let Some(place) = self.places.get(index).filter(|place| place.is_leaving) else {
             return;
         };
         match place.slot.state() {
-            SlotState::Ready if is_served => self.drain_place(index, DRAIN_DEADLINE, Then::End),
+            SlotState::Ready if self.is_served_without(index) => {
+                self.drain_place(index, DRAIN_DEADLINE, Then::End)
+            }
             SlotState::Starting | SlotState::Backoff | SlotState::Parked => {
                 self.drain_place(index, DRAIN_DEADLINE, Then::End);
             }
@@ -89,12 +90,6 @@ impl Supervisor {
 
     /// Brings the sockets of a slot that is out of service one step further.
     fn vacate(&mut self, index: usize, now: Duration) {
-        let slot = index.saturating_sub(1);
-        let serves = |place: &&Place| {
-            let readiness = place.readiness();
-            !place.is_leaving && matches!(readiness, Readiness::Ready | Readiness::Full)
-        };
-        let sweeper = self.places.iter().skip(1).find(serves);
         let Some(place) = self.places.get(index) else {
             return;
         };
@@ -104,6 +99,12 @@ impl Supervisor {
             None if place.slot.is_over() => Vacancy::Waiting { since: now },
             None => return,
         };
+        let slot = index.saturating_sub(1);
+        let serves = |place: &&Place| {
+            let readiness = place.readiness();
+            !place.is_leaving && matches!(readiness, Readiness::Ready | Readiness::Full)
+        };
+        let sweeper = self.places.iter().skip(1).find(serves);
         let addresses = &mut self.setup.addresses;
         let facts = Facts {
             can_migrate: can_migrate() && !addresses.is_shared(),
