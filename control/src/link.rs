@@ -24,8 +24,10 @@ use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
 use crate::server::{Backend, FeedSource, Link, LinkCounters, Outgoing, Phase, Server};
 
-/// Three pings without a sign of life, and one interval for their answers.
-const SILENCE_MAX: Duration = PING_INTERVAL.saturating_mul(4);
+/// Intervals in which this process looked for a sign of life and found none; a pause of its own, however long, is one of
+/// them. Long, because a link between two processes of one machine does not break unseen: a worker that stalls is its
+/// supervisor's matter, and cutting the link of one that is busy only makes it send everything again.
+const SILENT_INTERVALS_MAX: u32 = 10;
 /// A worker that does not read for this long is cut; it comes back and takes a load.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// Pongs that wait to be written; a peer that pings faster is cut.
@@ -223,6 +225,7 @@ struct Reader {
 
 impl Reader {
     async fn next<M: Message>(&mut self, counters: &LinkCounters) -> Result<M, End> {
+        let mut silent_intervals = 0;
         loop {
             if let Some(message) = self.decoder.decode(&mut self.input)? {
                 return Ok(message);
@@ -231,9 +234,15 @@ impl Reader {
                 return Err(End::Closed);
             };
             self.input.reserve(READ_BYTES);
-            let count = timeout(SILENCE_MAX, stream.read_buf(&mut self.input))
-                .await
-                .map_err(|_| End::Silent)??;
+            let Ok(count) = timeout(PING_INTERVAL, stream.read_buf(&mut self.input)).await else {
+                silent_intervals += 1;
+                if silent_intervals >= SILENT_INTERVALS_MAX {
+                    return Err(End::Silent);
+                }
+                continue;
+            };
+            let count = count?;
+            silent_intervals = 0;
             if count == 0 {
                 return Err(End::Closed);
             }

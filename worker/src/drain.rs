@@ -46,15 +46,26 @@ impl Drain {
     }
 }
 
-/// Serves until the end, and through it.
+/// Serves until the end, and through it. Must be what the runtime blocks on.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     channel: Channel,
     listeners: Vec<(Listener, Socket)>,
 ) -> anyhow::Result<()> {
+    let state = Rc::clone(&worker.state);
+    let is_link_lost = Notify::new();
+    let life = live(worker, channel, listeners, &is_link_lost);
+    link::beside(state, &is_link_lost, life).await
+}
+
+async fn live(
+    worker: Rc<Worker>,
+    channel: Channel,
+    listeners: Vec<(Listener, Socket)>,
+    is_link_lost: &Notify,
+) -> anyhow::Result<()> {
     let (mut ears, mut mouth) = channel.split()?;
     let mut lasting = JoinSet::new();
-    lasting.spawn_local(link::run(Rc::clone(&worker.state)));
     lasting.spawn_local(Rc::clone(&worker.clock).run());
     let mut accepts = JoinSet::new();
     listen(&worker, &mut accepts, listeners);
@@ -82,6 +93,7 @@ pub(crate) async fn serve(
                 break (DRAIN_DEADLINE, true);
             },
             _ = lasting.join_next() => break (DRAIN_DEADLINE, true),
+            () = is_link_lost.notified() => break (DRAIN_DEADLINE, true),
         }
     };
     let begun_at = Instant::now();

@@ -76,6 +76,12 @@ impl FakeLink {
         self.write(&reply).await;
     }
 
+    /// The bare socket, for a test that has no task to wait in.
+    pub(crate) fn into_std(self) -> std::os::unix::net::UnixStream {
+        assert!(self.input.is_empty());
+        self.stream.into_std().unwrap()
+    }
+
     pub(crate) async fn write<M: Message>(&mut self, message: &M) {
         let mut out = BytesMut::new();
         frame::encode(message, &mut out).unwrap();

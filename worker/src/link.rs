@@ -1,11 +1,18 @@
 //! The worker's link to control: connect, greet, send batches, take answers and feed, and again from the start when
 //! the link breaks.
 //!
-//! One task owns the socket. It never waits for the socket to take bytes while bytes could be read: it asks for both
+//! One future owns the socket. It never waits for the socket to take bytes while bytes could be read: it asks for both
 //! and does what is possible. What it may send is bounded by credit and by [`OUT_BYTES_MAX`].
+//!
+//! It runs beside the worker's tasks, not among them (see [`beside`]): in a storm thousands of connections are ready at any
+//! time, and a task that waits its turn behind them answers no ping for seconds.
 
+use std::future::poll_fn;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
@@ -19,6 +26,7 @@ use fleet_protocol::reject::Reject;
 use fleet_protocol::stats::BUCKET_BOUNDS_COUNT;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::state::State;
@@ -30,7 +38,8 @@ const OUT_BYTES_MAX: usize = 4 << 20;
 const READ_BYTES: usize = 64 << 10;
 /// Reads before other tasks get their turn.
 const READS_PER_TURN: usize = 16;
-/// Pings without a sign of life after which a link is dead.
+/// Pings without a sign of life after which a link is dead. Each is sent in a turn of its own, after everything that was
+/// there was read, so a worker that stalls does not blame control.
 const PINGS_UNANSWERED_MAX: u32 = 3;
 /// Wait after the first failure, and the longest wait.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -57,8 +66,27 @@ enum Error {
     Refused(String),
 }
 
-/// Keeps the link to control; never returns. The worker spawns it once.
-pub(crate) async fn run(state: Rc<State>) {
+/// Does `work` beside the link, in one future, which must be the one that the runtime blocks on: the runtime polls that one
+/// each time after a few dozen tasks, however many are ready. `lost` is told if the link panics, after which there is none.
+pub(crate) async fn beside<T>(state: Rc<State>, lost: &Notify, work: impl Future<Output = T>) -> T {
+    let mut link = pin!(run(state));
+    let guarded = poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| link.as_mut().poll(context)));
+        polled.unwrap_or(Poll::Ready(()))
+    });
+    let forever = async {
+        guarded.await;
+        lost.notify_one();
+        std::future::pending().await
+    };
+    tokio::select! {
+        done = work => done,
+        never = forever => never,
+    }
+}
+
+/// Keeps the link to control; never returns.
+async fn run(state: Rc<State>) {
     tokio::join!(keep_linked(&state), tick(&state));
 }
 
@@ -240,6 +268,10 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn run(&mut self) -> Error {
+        // The hello may have brought more with it.
+        if let Err(error) = self.take_messages().await {
+            return error;
+        }
         loop {
             if let Err(error) = self.turn().await {
                 return error;
@@ -247,9 +279,8 @@ impl Session<'_> {
         }
     }
 
-    /// Does all that is possible now, then waits for the next event.
+    /// Does all that is possible now, waits for the next event, and takes what came.
     async fn turn(&mut self) -> Result<(), Error> {
-        self.take_messages().await?;
         self.fill_out(Instant::now())?;
         self.flush()?;
         let mut interest = Interest::READABLE;
@@ -260,13 +291,14 @@ impl Session<'_> {
         let state = self.state;
         tokio::select! {
             ready = self.stream.ready(interest) => {
-                if ready?.is_readable() {
-                    self.read()?;
-                }
+                ready?;
             }
             () = state.wake.notified() => {}
             () = sleep_until(wake_at.into()) => {}
         }
+        // Whatever woke us: silence is judged only after looking. Without news this is no system call.
+        self.read()?;
+        self.take_messages().await?;
         self.ping(Instant::now())
     }
 
@@ -450,3 +482,7 @@ const _: () = assert!(OUT_BYTES_MAX < <FromWorker as Message>::BYTES_MAX);
 #[cfg(test)]
 #[path = "link_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "link_storm_tests.rs"]
+mod storm_tests;

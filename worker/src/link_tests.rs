@@ -434,3 +434,34 @@ fn backoff_grows_to_its_bound() {
         assert!(backoff(30, seed) >= longest / 2);
     }
 }
+
+#[test]
+fn silence_is_judged_only_after_looking() {
+    with_link(|_control, state| async move {
+        let session = |stream| Session {
+            state: &state,
+            stream,
+            decoder: Decoder::default(),
+            input: BytesMut::new(),
+            out: BytesMut::new(),
+            // As after a stall: everything is due at once.
+            ping_at: Instant::now(),
+            pings: 9,
+            pings_unanswered: PINGS_UNANSWERED_MAX,
+            is_going_away: false,
+        };
+        // Which of several ready events is taken first is chance.
+        for number in 0..32 {
+            let (near, mut far) = UnixStream::pair().unwrap();
+            let mut out = BytesMut::new();
+            frame::encode(&FromControl::Ping(number), &mut out).unwrap();
+            far.write_all(&out).await.unwrap();
+            near.readable().await.unwrap();
+            let mut session = session(near);
+            session.turn().await.unwrap();
+            assert_eq!(session.pings_unanswered, 1);
+        }
+        let (near, _far) = UnixStream::pair().unwrap();
+        assert!(matches!(session(near).turn().await, Err(Error::Dead)));
+    });
+}
