@@ -264,6 +264,7 @@ impl Orders {
                     let time = Duration::from_millis(u64::from(deadline_ms));
                     drain.send_replace(Some(time));
                 }
+                Some(ToChild::Reload(reload)) => fleet_child::log::set(&reload.config.logging),
                 Some(
                     ToChild::StartWorker(_)
                     | ToChild::StartControl(_)

@@ -4,30 +4,21 @@
 
 use std::io::{self, Write};
 
+use fleet_child::log;
 use fleet_protocol::config::Logging;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
 
 const ROLE: &str = "control";
 
 /// Starts logging. A second call changes nothing.
 pub(crate) fn start(options: &Logging) {
-    let level = if options.debug { "debug" } else { "info" };
-    // sqlx tells of every statement at debug; that is for RUST_LOG to ask for.
-    // The pool repeats at each attempt what `watch` says once an outage.
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("{level},sqlx=error,hyper=info")));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(RoleWriter {
-            is_json: options.json,
-        });
-    // An error means that logging was started before.
-    let _ = if options.json {
-        builder.json().flatten_event(true).try_init()
-    } else {
-        builder.with_ansi(false).try_init()
+    let style = log::Style {
+        is_coloured: false,
+        // sqlx tells of every statement at debug; that is for RUST_LOG to ask for.
+        // The pool repeats at each attempt what `watch` says once an outage.
+        directives: ",sqlx=error,hyper=info",
+        takes_environment: true,
     };
+    log::init(options, style, || RoleWriter);
 }
 
 /// A line from before the configuration is known.
@@ -37,22 +28,12 @@ pub(crate) fn plain(text: &str) {
 }
 
 #[derive(Clone, Copy)]
-struct RoleWriter {
-    is_json: bool,
-}
-
-impl<'a> MakeWriter<'a> for RoleWriter {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        *self
-    }
-}
+struct RoleWriter;
 
 impl Write for RoleWriter {
     /// The subscriber gives a whole line at once.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        io::stderr().lock().write_all(&marked(line, self.is_json))?;
+        io::stderr().lock().write_all(&marked(line))?;
         Ok(line.len())
     }
 
@@ -61,14 +42,15 @@ impl Write for RoleWriter {
     }
 }
 
-fn marked(line: &[u8], is_json: bool) -> Vec<u8> {
+/// A line of text begins with its time, so that a brace is the beginning of an object.
+fn marked(line: &[u8]) -> Vec<u8> {
     let mut marked = Vec::with_capacity(line.len() + 24);
     match line.strip_prefix(b"{") {
-        Some(rest) if is_json => {
+        Some(rest) => {
             marked.extend_from_slice(format!("{{\"role\":\"{ROLE}\",").as_bytes());
             marked.extend_from_slice(rest);
         }
-        _ => {
+        None => {
             marked.extend_from_slice(format!("{ROLE}: ").as_bytes());
             marked.extend_from_slice(line);
         }
@@ -82,8 +64,8 @@ mod tests {
 
     #[test]
     fn lines_carry_the_role() {
-        assert_eq!(marked(b"text\n", false), b"control: text\n");
-        let line = marked(b"{\"level\":\"INFO\"}\n", true);
+        assert_eq!(marked(b"text\n"), b"control: text\n");
+        let line = marked(b"{\"level\":\"INFO\"}\n");
         let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
         assert_eq!(
             line,

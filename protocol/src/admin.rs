@@ -77,6 +77,10 @@ pub struct Reloaded {
     pub withdrawn: Vec<SocketAddr>,
     /// Addresses that are served on, in another way than before.
     pub changed: Vec<SocketAddr>,
+    /// Options that have changed and are in effect, as `section.key`.
+    pub taken: Vec<String>,
+    /// Certificates, keys, authorities and revocation lists that were read again and differ from those before.
+    pub files: Vec<String>,
     /// Options that have changed but take effect only at the next start, as `section.key`.
     pub at_next_start: Vec<String>,
     /// Sentences about the configuration.

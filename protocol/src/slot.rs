@@ -49,6 +49,8 @@ pub enum ToChild {
     /// To a worker: take what waits on these listeners of a slot that is given up, for
     /// [`SWEEP_TIME`](crate::limits::SWEEP_TIME), and let go of them. Their descriptors come as with [`Self::Listen`].
     Sweep(Vec<Listener>),
+    /// A reload: what can be taken while serving is to be taken.
+    Reload(Box<Reload>),
 }
 
 impl Message for ToChild {
@@ -118,6 +120,26 @@ pub struct TlsIdentity {
     pub names: Vec<String>,
 }
 
+/// What a running child is told anew.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reload {
+    /// For new handshakes; `None`: stays as it is. Of no concern to control.
+    pub tls: Option<StartTls>,
+    /// As in its first message, with the options that have changed.
+    pub config: Config,
+}
+
+/// A certificate that serves, or that clients' certificates are judged by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateView {
+    /// Where it was read.
+    pub file: String,
+    /// The option that names the file; empty for the one that the server has made.
+    pub option: String,
+    /// When it expires, seconds since 1970; of several authorities in one file the first to do so.
+    pub not_after_s: i64,
+}
+
 /// What control needs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartControl {
@@ -175,6 +197,10 @@ pub struct Gateway {
     pub addresses: Vec<AddressView>,
     /// Kernel settings that this configuration needs, as they were at start.
     pub settings: Vec<SettingView>,
+    /// Certificates in use, those that serve first.
+    pub certificates: Vec<CertificateView>,
+    /// Why the certificates' files, as they are now, are not in use; empty when they are.
+    pub certificate_trouble: String,
 }
 
 /// One kernel setting.

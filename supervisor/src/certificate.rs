@@ -11,7 +11,7 @@ use std::time::Duration;
 use fleet_protocol::config::{Server, Tls};
 use fleet_protocol::measured::Figure;
 use fleet_protocol::secret::Secret;
-use fleet_protocol::slot::TlsIdentity;
+use fleet_protocol::slot::{CertificateView, TlsIdentity};
 use fleet_sysctl::capacity;
 use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair};
 use rustls::SignatureAlgorithm;
@@ -22,6 +22,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::credentials::EXPIRY_WARNING;
 use crate::exit::Failure;
 use crate::state_dir::write_private;
 
@@ -29,14 +30,14 @@ use crate::state_dir::write_private;
 const VALIDITY: Duration = Duration::from_secs(820 * 24 * 3600);
 /// Clocks differ; a new certificate is valid from a day ago.
 const BACKDATED: Duration = Duration::from_secs(24 * 3600);
-/// How long before the end a certificate is worth a warning.
-const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What is served, and what agents need to know of it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Identity {
     /// For the workers.
     pub(crate) tls: TlsIdentity,
+    /// Where it is and when it expires.
+    pub(crate) view: CertificateView,
     /// What agents must trust; `None` when the chain leads to an authority that is not in the file.
     pub(crate) ca_file: Option<PathBuf>,
     /// Made by us.
@@ -92,8 +93,22 @@ struct Validity {
     not_after: i64,
 }
 
+/// Certificate and key of our own making.
+pub(crate) fn own_paths(state_dir: &Path) -> [PathBuf; 2] {
+    ["tls/cert.pem", "tls/key.pem"].map(|name| state_dir.join(name))
+}
+
+fn view(file: &Path, option: &str, validity: &Validity) -> CertificateView {
+    CertificateView {
+        file: file.display().to_string(),
+        option: option.trim_end_matches(": ").to_owned(),
+        not_after_s: validity.not_after,
+    }
+}
+
 /// Reads the pair that the options name, or our own, which is made for `names` when it is missing or has expired.
-/// `now` is the time since 1970.
+/// Before that our own is never renewed by itself: agents trust this very file, and a new one cuts off each that has not
+/// been given it. `now` is the time since 1970.
 pub(crate) fn load(
     server: &Server,
     state_dir: &Path,
@@ -103,8 +118,7 @@ pub(crate) fn load(
     if !server.cert.as_os_str().is_empty() {
         return load_given(&server.cert, &server.key, SERVER, now);
     }
-    let cert = state_dir.join("tls/cert.pem");
-    let key = state_dir.join("tls/key.pem");
+    let [cert, key] = own_paths(state_dir);
     let (mut notes, mut warnings) = (Vec::new(), Vec::new());
     if !(cert.exists() && key.exists()) {
         make(&cert, &key, names, now)?;
@@ -130,6 +144,7 @@ pub(crate) fn load(
         ));
     }
     Ok(Identity {
+        view: view(&cert, "", &pair.validity),
         tls: pair.tls,
         ca_file: Some(cert),
         is_own: true,
@@ -191,6 +206,7 @@ fn load_given(cert: &Path, key: &Path, labels: Labels, now: Duration) -> Result<
         .is_some_and(|(_, last)| last.subject() == last.issuer());
     let ca_file = has_root.then(|| cert.canonicalize().ok()).flatten();
     Ok(Identity {
+        view: view(cert, option, &validity),
         tls,
         ca_file,
         is_own: false,

@@ -5,18 +5,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fleet_protocol::config::Server;
-use fleet_protocol::slot::ClientTrust;
+use fleet_protocol::slot::{CertificateView, ClientTrust};
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
-use x509_parser::prelude::{ASN1Time, CertificateRevocationList, FromDer as _};
+use x509_parser::prelude::{ASN1Time, CertificateRevocationList, FromDer as _, X509Certificate};
 
 use crate::exit::Failure;
 
 /// What the options name; `None` when clients are asked for nothing.
-pub(crate) fn load(server: &Server) -> Result<Option<ClientTrust>, Failure> {
+pub(crate) fn load(server: &Server) -> Result<Option<(ClientTrust, CertificateView)>, Failure> {
     if server.client_ca.as_os_str().is_empty() {
         return Ok(None);
     }
@@ -27,7 +27,7 @@ pub(crate) fn load(server: &Server) -> Result<Option<ClientTrust>, Failure> {
         read(&server.client_crl, "server.client_crl")?
     };
     let trust = ClientTrust { ca_pem, crl_pem };
-    let lists = check(server, &trust)?;
+    let (lists, not_after_s) = check(server, &trust)?;
     for overdue in overdue(&lists, ASN1Time::now()) {
         tracing::warn!(
             path = %server.client_crl.display(),
@@ -36,7 +36,12 @@ pub(crate) fn load(server: &Server) -> Result<Option<ClientTrust>, Failure> {
             "a revocation list is past its next update: what was revoked since then is not refused"
         );
     }
-    Ok(Some(trust))
+    let view = CertificateView {
+        file: server.client_ca.display().to_string(),
+        option: "server.client_ca".into(),
+        not_after_s,
+    };
+    Ok(Some((trust, view)))
 }
 
 fn read(path: &Path, option: &str) -> Result<String, Failure> {
@@ -45,11 +50,11 @@ fn read(path: &Path, option: &str) -> Result<String, Failure> {
     })
 }
 
-/// Gives the revocation lists.
+/// Gives the revocation lists, and when the first authority expires.
 fn check(
     server: &Server,
     trust: &ClientTrust,
-) -> Result<Vec<CertificateRevocationListDer<'static>>, Failure> {
+) -> Result<(Vec<CertificateRevocationListDer<'static>>, i64), Failure> {
     let bad_ca = |reason: &str| {
         let shown = server.client_ca.display();
         Failure::config(format!("server.client_ca: {shown} {reason}"))
@@ -59,7 +64,13 @@ fn check(
         Failure::config(format!("server.client_crl: {shown} {reason}"))
     };
     let mut roots = RootCertStore::empty();
+    let mut not_after_s = i64::MAX;
     for certificate in CertificateDer::pem_slice_iter(trust.ca_pem.as_bytes()) {
+        if let Ok(certificate) = &certificate
+            && let Ok((_, parsed)) = X509Certificate::from_der(certificate)
+        {
+            not_after_s = not_after_s.min(parsed.validity().not_after.timestamp());
+        }
         let added = certificate.ok().map(|certificate| roots.add(certificate));
         if !matches!(added, Some(Ok(()))) {
             return Err(bad_ca("holds something that is no certificate"));
@@ -78,7 +89,7 @@ fn check(
         .with_crls(lists.clone())
         .build()
         .map_err(|error| bad_crl(&format!("cannot be used: {error}")))?;
-    Ok(lists)
+    Ok((lists, not_after_s))
 }
 
 /// A list in whose place its issuer has promised another one by now.
@@ -167,7 +178,7 @@ mod tests {
         assert_eq!(super::load(&Server::default()).unwrap(), None);
         let (one, two) = (authority(), authority());
         let both = one.clone() + &two;
-        assert_eq!(load(&both, None).unwrap().unwrap().ca_pem, both);
+        assert_eq!(load(&both, None).unwrap().unwrap().0.ca_pem, both);
         let broken = "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
         for (ca, crl, part) in [
             ("", None, "server.client_ca: "),

@@ -51,6 +51,8 @@ pub(crate) struct Place {
     child: Option<Child>,
     /// Listeners that the process has been told of.
     given: Given,
+    /// The last reload that the process has been told of.
+    reloads: u64,
     launches: u64,
     worker: WorkerStats,
     control: ControlStats,
@@ -73,6 +75,7 @@ impl Place {
             slot: Slot::new(policy),
             child: None,
             given: Given::new(),
+            reloads: 0,
             launches: 0,
             worker: WorkerStats::default(),
             control: ControlStats::default(),
@@ -96,10 +99,11 @@ impl Place {
         id.launch == self.launches
     }
 
-    /// Takes a started process.
-    pub(crate) fn adopt(&mut self, child: Child, given: Given) {
+    /// Takes a started process, whose first message knew of all reloads up to `reloads`.
+    pub(crate) fn adopt(&mut self, child: Child, given: Given, reloads: u64) {
         self.child = Some(child);
         self.given = given;
+        self.reloads = reloads;
     }
 
     /// Forgets the process and what it reported about itself.
@@ -148,6 +152,18 @@ impl Place {
                 return;
             }
             self.given.extend(given);
+        }
+    }
+
+    /// Whether it serves, and has not been told of the latest reload.
+    pub(crate) fn is_behind(&self, reloads: u64) -> bool {
+        self.slot.state() == SlotState::Ready && self.reloads != reloads
+    }
+
+    /// Tells it of a reload, if it takes messages now.
+    pub(crate) fn tell_reload(&mut self, message: ToChild, reloads: u64) {
+        if self.tell(message) {
+            self.reloads = reloads;
         }
     }
 

@@ -175,6 +175,12 @@ fn reload(state_dir: &Path) -> Result<(), Failure> {
     if let Some(workers) = reloaded.workers {
         println!("Serves with {workers} workers from now on; those that leave finish first.");
     }
+    if !reloaded.taken.is_empty() {
+        println!("Changed, and in effect: {}.", reloaded.taken.join(", "));
+    }
+    for file in &reloaded.files {
+        println!("Serves what {file} holds now to new connections.");
+    }
     if !reloaded.at_next_start.is_empty() {
         println!(
             "Changed, but in effect only after the next start: {}.",
@@ -182,8 +188,10 @@ fn reload(state_dir: &Path) -> Result<(), Failure> {
         );
     }
     let all = [&reloaded.added, &reloaded.changed, &reloaded.withdrawn];
-    if all.iter().all(|list| list.is_empty()) && reloaded.workers.is_none() {
-        println!("Neither addresses nor workers have changed.");
+    let is_all_same =
+        reloaded.taken.is_empty() && reloaded.files.is_empty() && reloaded.workers.is_none();
+    if is_all_same && all.iter().all(|list| list.is_empty()) {
+        println!("Nothing that is in effect has changed.");
     }
     Ok(())
 }

@@ -6,14 +6,15 @@ use anyhow::Context as _;
 use fleet_protocol::config::Config;
 use fleet_protocol::ids::Generation;
 use fleet_protocol::secret::Secret;
-use fleet_protocol::slot::{
-    ClientTrust, SettingView, StartControl, StartTls, StartWorker, TlsIdentity, ToChild,
-};
+use fleet_protocol::slot::{Reload, SettingView, StartControl, StartTls, StartWorker, ToChild};
 
 use crate::addresses::Addresses;
+use crate::enroll_secret;
 use crate::exit::Failure;
+use crate::flagfile::{self, Flagfile};
 use crate::local_listener::LocalListeners;
 use crate::place::Role;
+use crate::renewal::Renewal;
 use crate::settings::Settings;
 use crate::spread::Spread;
 use crate::state_dir::{self, StateDir};
@@ -39,10 +40,8 @@ pub(crate) struct Setup {
     pub(crate) local: LocalListeners,
     /// What tells the world where agents may go; taken once it is at work.
     pub(crate) spread: Option<Spread>,
-    /// Certificates and keys, the usual one first; none without TLS.
-    pub(crate) identities: Vec<TlsIdentity>,
-    /// What clients are asked for.
-    pub(crate) client_trust: Option<ClientTrust>,
+    /// Certificates and keys, and what becomes of them.
+    pub(crate) renewal: Renewal,
     /// Keys of session tickets.
     pub(crate) tickets: TicketRing,
     /// For a store that holds none.
@@ -100,10 +99,20 @@ impl Setup {
         Ok((message, keep))
     }
 
+    /// What a running child is told after a reload.
+    pub(crate) fn reload_message(&self, role: Role) -> anyhow::Result<ToChild> {
+        let (tls, config) = match role {
+            Role::Worker(_) => (self.start_tls(), self.worker_config()),
+            Role::Control => (None, self.control_config()?),
+        };
+        Ok(ToChild::Reload(Box::new(Reload { tls, config })))
+    }
+
     fn start_tls(&self) -> Option<StartTls> {
-        (!self.identities.is_empty()).then(|| StartTls {
-            identities: self.identities.clone(),
-            client_trust: self.client_trust.clone(),
+        let credentials = &self.renewal.credentials;
+        credentials.usual().map(|_| StartTls {
+            identities: credentials.tls(),
+            client_trust: credentials.client_trust.clone(),
             tickets: self.tickets.keys().clone(),
         })
     }
@@ -114,6 +123,25 @@ impl Setup {
         wanted
             .map(|address| format!("{}://{address}", self.scheme))
             .collect()
+    }
+
+    /// Writes the flagfile; gives the `host:port` in it.
+    pub(crate) fn write_flagfile(&self) -> Result<String, Failure> {
+        let identity = self.renewal.credentials.usual();
+        let wanted = self.addresses.wanted();
+        let first = wanted.first();
+        let target = first.map(|address| flagfile::target(*address, identity));
+        let target = target.unwrap_or_default();
+        let state = self.state.path();
+        Flagfile {
+            target: &target,
+            prefix: &self.config.server.path_prefix(),
+            ca_file: identity.and_then(|identity| identity.ca_file.as_deref()),
+            secret_file: &enroll_secret::path(state),
+            is_plain: identity.is_none(),
+        }
+        .write(&flagfile::path(state))?;
+        Ok(target)
     }
 
     /// Tells others on this machine where agents are served.

@@ -1,33 +1,28 @@
 //! `start`: everything that is checked, made and opened before the first child, in an order in which what can be wrong
 //! is found before anything is changed.
 
-use std::net::IpAddr;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fleet_protocol::config::Config;
 use nix::sys::stat::{Mode, umask};
 
 use crate::addresses::Addresses;
 use crate::banner::Banner;
-use crate::certificate::{self, Identity};
 use crate::claim::Claims;
 use crate::exit::Failure;
-use crate::flagfile::{self, Flagfile};
+use crate::flagfile;
 use crate::local_listener::LocalListeners;
 use crate::preflight::Preflight;
+use crate::renewal::Renewal;
 use crate::settings::Settings;
 use crate::setup::{ADDRESSES_FILE, Reread, Setup};
 use crate::signals::Signals;
 use crate::state_dir::StateDir;
 use crate::ticket_ring::{self, TicketRing};
 use crate::{
-    banner, claiming, client_trust, enroll_secret, log, machine, preflight, sizing, spread,
-    state_dir, supervisor, sys, tune, wanted,
+    banner, claiming, enroll_secret, log, machine, preflight, sizing, spread, state_dir,
+    supervisor, sys, tune, wanted,
 };
-
-/// Addresses in a certificate of ours: each handshake carries them all.
-const CERTIFICATE_ADDRESSES_MAX: usize = 32;
 
 /// Serves until told to stop.
 pub(crate) fn start(reread: Reread) -> Result<(), Failure> {
@@ -105,24 +100,9 @@ fn set_up(
     preflight: Preflight,
     claimed: &[claiming::News],
 ) -> Result<Setup, Failure> {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO);
     let wanted = wanted::wanted(&config)?;
-    let bound: Vec<IpAddr> = wanted.iter().map(|of| of.address.ip()).collect();
-    let identity = if config.server.tls {
-        let names = certificate_names(&bound, &config.addresses.dns.name);
-        Some(certificate::load(
-            &config.server,
-            state.path(),
-            &names,
-            now,
-        )?)
-    } else {
-        None
-    };
-    let further = certificate::load_further(&config.tls, now)?;
-    let client_trust = client_trust::load(&config.server)?;
+    let bound = wanted::ips(&wanted);
+    let renewal = Renewal::open(&config, state.path(), &bound)?;
     let secret = enroll_secret::load(state.path())?;
     let workers = sizing::workers(&config);
     let addresses = Addresses::open(&config, wanted, workers, claimed)?;
@@ -135,25 +115,15 @@ fn set_up(
     let tickets = TicketRing::new(ticket_ring::random_key)
         .ok_or_else(|| Failure::fatal("cannot start: no random numbers"))?;
     preflight.report();
-    report(identity.as_ref(), &further, &bound);
-    let target = addresses
-        .wanted()
-        .first()
-        .map(|address| flagfile::target(*address, identity.as_ref()))
-        .unwrap_or_default();
+    renewal.credentials.report(&bound);
     let mut setup = Setup {
         cpus: if config.workers.pin {
             machine::cpus()
         } else {
             Vec::new()
         },
-        scheme: if identity.is_some() { "https" } else { "http" },
-        identities: identity
-            .iter()
-            .chain(&further)
-            .map(|identity| identity.tls.clone())
-            .collect(),
-        client_trust,
+        scheme: if config.server.tls { "https" } else { "http" },
+        renewal,
         tickets,
         enroll_secret: secret,
         connections_per_worker: preflight.connections_per_worker,
@@ -167,89 +137,24 @@ fn set_up(
         local,
         spread: Some(spread),
     };
-    let banner = introduce(&setup, identity.as_ref(), &target)?;
+    let banner = introduce(&setup)?;
     setup.banner = (!setup.config.logging.disable_banner).then_some(banner);
     setup.write_addresses()?;
     Ok(setup)
 }
 
-/// What agents may call this server.
-fn certificate_names(bound: &[IpAddr], dns_name: &str) -> Vec<String> {
-    let mut names = vec![machine::hostname()];
-    names.extend((!dns_name.is_empty()).then(|| dns_name.trim_end_matches('.').to_owned()));
-    names.extend(["localhost", "127.0.0.1", "::1"].map(String::from));
-    let specific = bound.iter().filter(|ip| !ip.is_unspecified());
-    names.extend(
-        specific
-            .take(CERTIFICATE_ADDRESSES_MAX)
-            .map(IpAddr::to_string),
-    );
-    if bound.iter().any(IpAddr::is_unspecified) {
-        names.extend(machine::addresses().iter().map(IpAddr::to_string));
-    }
-    let mut unique = Vec::new();
-    for name in names {
-        // A host name with characters that no certificate takes is left out.
-        let is_good = name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || ".-:".contains(c));
-        if is_good && !unique.contains(&name) {
-            unique.push(name);
-        }
-    }
-    unique
-}
-
-fn report(identity: Option<&Identity>, further: &[Identity], bound: &[IpAddr]) {
-    for identity in identity.into_iter().chain(further) {
-        for note in &identity.notes {
-            tracing::info!("{note}");
-        }
-        for warning in &identity.warnings {
-            tracing::warn!("{warning}");
-        }
-    }
-    let Some(identity) = identity.filter(|identity| identity.is_own) else {
-        return;
-    };
-    let named = bound.iter().filter(|ip| !ip.is_unspecified());
-    let named: Vec<String> = named.map(IpAddr::to_string).collect();
-    let (fitting, others) = named.split_at(named.len().min(CERTIFICATE_ADDRESSES_MAX));
-    if let Some(ip) = fitting.iter().find(|ip| !identity.covers(ip)) {
-        tracing::warn!(
-            "the self-signed certificate does not cover {ip}; to make it anew, delete tls/ in the state directory and \
-             start again, then give agents the new file"
-        );
-    }
-    if others.iter().any(|ip| !identity.covers(ip)) {
-        tracing::warn!(
-            "the self-signed certificate covers the first {CERTIFICATE_ADDRESSES_MAX} addresses alone; agents need a name \
-             for the other {}, or a certificate of yours (server.cert)",
-            others.len()
-        );
-    }
-}
-
 /// Writes the flagfile and composes the banner.
-fn introduce(setup: &Setup, identity: Option<&Identity>, target: &str) -> Result<String, Failure> {
+fn introduce(setup: &Setup) -> Result<String, Failure> {
     let (config, state) = (&setup.config, setup.state.path());
-    let prefix = config.server.path_prefix();
-    let ca_file = identity.and_then(|identity| identity.ca_file.as_deref());
+    let target = setup.write_flagfile()?;
+    let identity = setup.renewal.credentials.usual();
     let secret_file = enroll_secret::path(state);
     let flags_path = flagfile::path(state);
-    Flagfile {
-        target,
-        prefix: &prefix,
-        ca_file,
-        secret_file: &secret_file,
-        is_plain: identity.is_none(),
-    }
-    .write(&flags_path)?;
     let banner = Banner {
         addresses: &setup.urls(),
         workers: usize::from(setup.workers),
-        base: &format!("{}://{target}{prefix}", setup.scheme),
-        ca_file,
+        base: &format!("{}://{target}{}", setup.scheme, config.server.path_prefix()),
+        ca_file: identity.and_then(|identity| identity.ca_file.as_deref()),
         secret_file: &secret_file,
         flagfile: &flags_path,
         program: &program(),

@@ -9,8 +9,8 @@ use fleet_protocol::admin::Status;
 use fleet_protocol::slot::{SlotState, SlotView};
 use fleet_protocol::stats::WorkerStats;
 
-use crate::kernel_status;
 use crate::table::table;
+use crate::{certificate_status, kernel_status};
 
 /// A table longer than this is no glance any more.
 const ADDRESSES_SHOWN_MAX: usize = 20;
@@ -54,6 +54,7 @@ pub(crate) fn text(status: &Status, width: u16, is_coloured: bool) -> String {
         "{}",
         dependencies(status, width, is_coloured).trim_fmt()
     );
+    out += &certificate_status::text(&status.gateway);
     out += &kernel_status::text(&status.gateway.settings, table(width, is_coloured));
     out
 }

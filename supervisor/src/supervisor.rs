@@ -115,6 +115,8 @@ struct Supervisor {
     workers_from: Duration,
     banner: Option<String>,
     failure: Option<Failure>,
+    /// Counts the reloads that processes must know of.
+    reloads: u64,
     /// The last word on slots and addresses, for those who spread agents.
     gateway: watch::Sender<Arc<Gateway>>,
     /// They have not heard of a change yet.
@@ -147,6 +149,7 @@ impl Supervisor {
             signals: 0,
             workers_from: CONTROL_FIRST,
             failure: None,
+            reloads: 0,
             gateway: watch::Sender::default(),
             is_changed: false,
             is_away: false,
@@ -282,7 +285,7 @@ impl Supervisor {
             Ok(child) => {
                 let pid = child.pid;
                 tracing::debug!(pid, "{} starts", role.name());
-                place.adopt(child, given);
+                place.adopt(child, given, self.reloads);
                 Event::Launched { pid }
             }
             Err(error) => {
@@ -329,6 +332,7 @@ impl Supervisor {
                     }
                     self.step(id.place, Event::Ready);
                     self.update_listeners();
+                    self.tell_reloads();
                 }
                 Some(FromChild::Fatal { reason }) => self.step(id.place, Event::Fatal { reason }),
                 _ => {}
@@ -400,6 +404,8 @@ impl Supervisor {
             self.meet();
         }
         self.tend_addresses();
+        self.tend_certificates();
+        self.tell_reloads();
         self.tend_tickets(now);
         let reports = self.places.iter().map(Place::report);
         self.setup.addresses.count(reports, now);
@@ -449,6 +455,8 @@ impl Supervisor {
             is_draining: self.is_draining(),
             addresses: self.setup.addresses.views(),
             settings: self.setup.settings.clone(),
+            certificates: self.setup.renewal.credentials.views.clone(),
+            certificate_trouble: self.setup.renewal.trouble.clone(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The addresses that a configuration asks for. Pure.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use fleet_protocol::address_list;
 use fleet_protocol::config::Config;
@@ -41,6 +41,11 @@ pub(crate) fn wanted(config: &Config) -> Result<Vec<Wanted>, Failure> {
             .find(|claim| claim.addr() == address.ip()),
     };
     Ok(addresses.into_iter().map(of).collect())
+}
+
+/// Their IP addresses.
+pub(crate) fn ips(wanted: &[Wanted]) -> Vec<IpAddr> {
+    wanted.iter().map(|of| of.address.ip()).collect()
 }
 
 /// What is to be added to the interface.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use fleet_protocol::frame::{self, Decoder};
 use fleet_protocol::limits::STATS_INTERVAL;
-use fleet_protocol::slot::{FDS_PER_MESSAGE_MAX, FromChild, Listener, ToChild};
+use fleet_protocol::slot::{FDS_PER_MESSAGE_MAX, FromChild, Listener, Reload, ToChild};
 use fleet_protocol::tickets::TicketKeys;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -92,6 +92,8 @@ pub(crate) enum Word {
     Withdraw(Vec<std::net::SocketAddr>),
     /// Seal and open session tickets with these.
     Tickets(TicketKeys),
+    /// Take what can be taken while serving.
+    Reload(Box<Reload>),
 }
 
 /// Hears the supervisor.
@@ -119,6 +121,7 @@ impl Ears {
                 }
                 Some(ToChild::Withdraw(addresses)) => return Ok(Word::Withdraw(addresses)),
                 Some(ToChild::Tickets(keys)) => return Ok(Word::Tickets(keys)),
+                Some(ToChild::Reload(reload)) => return Ok(Word::Reload(reload)),
                 Some(_) => tracing::warn!("unexpected message from the supervisor"),
                 None => {
                     let stream = self.reader.as_ref();

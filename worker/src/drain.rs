@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use fleet_protocol::limits::{DRAIN_DEADLINE, STATS_INTERVAL, SWEEP_TIME};
-use fleet_protocol::slot::{FromChild, Listener};
+use fleet_protocol::slot::{FromChild, Listener, Reload};
 use fleet_protocol::tickets::TicketKeys;
 use socket2::Socket;
 use tokio::sync::Notify;
@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::channel::{Channel, Mouth, Word};
 use crate::listening::Listening;
+use crate::terms::Terms;
 use crate::{Worker, accept, link, stats};
 
 /// Part of the drain's time that is kept for what still has to reach control.
@@ -84,6 +85,7 @@ async fn live(
                 Ok(Word::Sweep(listeners)) => sweep(&worker, &mut accepts, listeners),
                 Ok(Word::Withdraw(addresses)) => withdraw(&worker, &addresses),
                 Ok(Word::Tickets(keys)) => turn_tickets(&worker, &keys),
+                Ok(Word::Reload(reload)) => take(&worker, &reload),
                 Err(error) => {
                     tracing::warn!(%error, "no word from the supervisor any more");
                     break (DRAIN_DEADLINE, false);
@@ -172,12 +174,28 @@ fn withdraw(worker: &Worker, addresses: &[SocketAddr]) {
 }
 
 fn turn_tickets(worker: &Worker, keys: &TicketKeys) {
-    let terms = worker.tls.iter();
-    for error in terms.filter_map(|terms| terms.tickets.turn(keys).err()) {
+    let terms = worker.terms();
+    if let Some(error) = terms.and_then(|terms| terms.tickets.turn(keys).err()) {
         tracing::error!(
             error = format!("{error:#}"),
             "ticket keys stay as they were"
         );
+    }
+}
+
+/// New handshakes are spoken on new terms; those that have begun, and what is open, go on as they are.
+fn take(worker: &Worker, reload: &Reload) {
+    fleet_child::log::set(&reload.config.logging);
+    let Some(tls) = &reload.tls else {
+        return;
+    };
+    match Terms::new(tls, &reload.config) {
+        Ok(terms) => *worker.tls.borrow_mut() = Some(Rc::new(terms)),
+        // The supervisor has checked them, so this is a mistake of ours.
+        Err(error) => tracing::error!(
+            error = format!("{error:#}"),
+            "certificates stay as they were"
+        ),
     }
 }
 

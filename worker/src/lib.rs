@@ -55,12 +55,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use fleet_child::log;
 use fleet_protocol::config::Logging;
 use fleet_protocol::slot::{EXIT_FATAL, FromChild, Listener, StartWorker, ToChild};
 use fleet_protocol::stats::ListenerStats;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use tracing_subscriber::EnvFilter;
 
 use crate::channel::Channel;
 
@@ -72,8 +72,8 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 /// What the tasks of this process share.
 struct Worker {
     state: Rc<state::State>,
-    /// None when TLS is ended elsewhere.
-    tls: Option<Rc<terms::Terms>>,
+    /// None when TLS is ended elsewhere. A reload puts others in their place.
+    tls: RefCell<Option<Rc<terms::Terms>>>,
     policy: Rc<policy::Policy>,
     clock: Rc<clock::Clock>,
     door: accept::Door,
@@ -96,7 +96,7 @@ impl Worker {
             .map(Rc::new);
         Ok(Rc::new(Self {
             state: state::State::new(start),
-            tls,
+            tls: RefCell::new(tls),
             policy: Rc::new(policy::Policy::of(server)?),
             clock: clock::Clock::new(Instant::now()),
             door: accept::Door::new(server.connections_per_worker_max),
@@ -106,6 +106,11 @@ impl Worker {
             input: RefCell::new(vec![0; INPUT_BYTES_MAX].into_boxed_slice()),
             scratch: RefCell::default(),
         }))
+    }
+
+    /// On which a connection that begins now speaks TLS.
+    fn terms(&self) -> Option<Rc<terms::Terms>> {
+        self.tls.borrow().clone()
     }
 
     /// Counts of all listeners. One that is over hands its counts to another of its address, or is reported a last time.
@@ -206,18 +211,12 @@ fn pin(cpu: u16) {
 }
 
 fn init_log(logging: &Logging) {
-    let level = if logging.debug { "debug" } else { "info" };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(level))
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(false);
-    // Somebody who embeds this process has set up a log already.
-    let _ = if logging.json {
-        builder.json().try_init()
-    } else {
-        builder.try_init()
+    let style = log::Style {
+        is_coloured: false,
+        directives: "",
+        takes_environment: false,
     };
+    log::init(logging, style, std::io::stderr);
     // The message of a panic may hold what a peer sent; its place does not.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);

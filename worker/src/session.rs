@@ -117,7 +117,7 @@ impl Session {
         Box::new(Self {
             worker: Rc::clone(worker),
             stream: Stream::new(socket),
-            connection: Connection::new(worker.tls.as_ref(), policy, peer, balancers, now),
+            connection: Connection::new(worker.terms().as_ref(), policy, peer, balancers, now),
             unwritten: Vec::new(),
             pending: None,
             hold: None,

@@ -92,6 +92,11 @@ fn gateway() -> Gateway {
                 holds,
             })
             .to_vec(),
+        certificates: vec![CertificateView {
+            file: "/etc/gateway.pem".into(),
+            option: "server.cert".into(),
+            not_after_s: 1_800_000_000,
+        }],
         ..Gateway::default()
     }
 }
@@ -131,6 +136,7 @@ async fn slots_show_with_units_and_cumulative_buckets() {
         r#"fleet_gateway_address_refused_total{address="[2001:db8::1]:8080"} 3"#,
         r#"fleet_gateway_address_state{address="[2001:db8::1]:8080",state="degraded"} 1"#,
         r#"fleet_gateway_address_state{address="[2001:db8::1]:8080",state="serving"} 0"#,
+        r#"fleet_gateway_certificate_not_after_seconds{file="/etc/gateway.pem",option="server.cert"} 1800000000"#,
         "fleet_gateway_draining 0",
         "fleet_control_enrolled_hosts 0",
     ] {

@@ -14,9 +14,9 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 
-use super::addresses;
 use super::kernel;
 use super::text::{Name, Page};
+use super::{addresses, certificates};
 
 #[derive(Debug)]
 pub(super) struct Workers(pub(super) Gateway);
@@ -106,7 +106,8 @@ impl Workers {
             Some(Unit::Seconds),
             each(slots, |view| view.uptime_s),
         )?;
-        kernel::settings(page, &self.0.settings)
+        kernel::settings(page, &self.0.settings)?;
+        certificates::write(page, &self.0)
     }
 }
 

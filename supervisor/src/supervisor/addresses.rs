@@ -5,8 +5,10 @@ use crate::addresses::Difference;
 use crate::claiming::News;
 use crate::exit::Failure;
 use crate::local_addresses::LocalAddresses;
+use crate::reload::{self, Taken};
 use crate::settings::Settings;
-use crate::{reload, sizing, wanted};
+use crate::setup::Setup;
+use crate::{sizing, wanted};
 use fleet_protocol::admin::Reloaded;
 
 impl Supervisor {
@@ -23,7 +25,19 @@ impl Supervisor {
         } = (self.setup.reread)()?;
         let wanted = wanted::wanted(&config)?;
         let now = self.now();
-        let at_next_start = reload::take(&mut self.setup.config, &config);
+        let mut candidate = self.setup.config.clone();
+        let Taken {
+            taken,
+            at_next_start,
+        } = reload::take(&mut candidate, &config);
+        // All that can be wrong comes before anything is changed.
+        let state_dir = self.setup.state.path();
+        let fresh = self.setup.renewal.read(&candidate, state_dir)?;
+        self.setup.config = candidate;
+        let files = self.setup.renewal.take(fresh);
+        if !(taken.is_empty() && files.is_empty()) {
+            self.tell_reload();
+        }
         let Difference {
             added,
             changed,
@@ -32,20 +46,78 @@ impl Supervisor {
         let workers = sizing::workers(&self.setup.config);
         let is_resized = self.resize(workers);
         self.retry();
-        tracing::info!(?added, ?changed, ?withdrawn, workers, "reloaded");
+        let files: Vec<_> = files
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        tracing::info!(
+            ?added,
+            ?changed,
+            ?withdrawn,
+            ?taken,
+            ?files,
+            workers,
+            "reloaded"
+        );
         self.tend_addresses();
         self.publish();
-        if let Err(failure) = self.setup.write_addresses() {
-            warnings.push(failure.to_string());
-        }
+        let flagfile = self.setup.write_flagfile().map(|_| ());
+        let written = [self.setup.write_addresses(), flagfile].into_iter();
+        warnings.extend(written.filter_map(|result| Some(result.err()?.to_string())));
         Ok(Reloaded {
             added,
             withdrawn,
             changed,
+            taken,
+            files,
             at_next_start,
             warnings,
             workers: is_resized.then_some(workers),
         })
+    }
+
+    /// Reads certificates again whose files have changed.
+    pub(super) fn tend_certificates(&mut self) {
+        let now = self.now();
+        let Setup {
+            renewal,
+            config,
+            state,
+            ..
+        } = &mut self.setup;
+        let files = renewal.tend(config, state.path(), now);
+        if files.is_empty() {
+            return;
+        }
+        tracing::info!(?files, "certificate files have changed and are in use");
+        if let Err(failure) = self.setup.write_flagfile() {
+            tracing::warn!("{failure}");
+        }
+        self.tell_reload();
+    }
+
+    /// Has every process take what the configuration and the certificates are now; ours at once.
+    fn tell_reload(&mut self) {
+        fleet_child::log::set(&self.setup.config.logging);
+        self.reloads += 1;
+        self.tell_reloads();
+    }
+
+    /// Tells those that have not been told yet. Who cannot be told now, because it is starting or does not read, is told the
+    /// next time.
+    pub(super) fn tell_reloads(&mut self) {
+        for place in &mut self.places {
+            if !place.is_behind(self.reloads) {
+                continue;
+            }
+            match self.setup.reload_message(place.role) {
+                Ok(message) => place.tell_reload(message, self.reloads),
+                Err(error) => {
+                    let name = place.role.name();
+                    tracing::error!("{name} is not told of the reload: {error:#}");
+                }
+            }
+        }
     }
 
     pub(super) fn take_hang_up(&mut self) {
