@@ -39,6 +39,8 @@ pub(crate) struct AgentsStatistics {
     pub(crate) queries_handed_out: u64,
     /// Calls of the store that failed.
     pub(crate) store_failures: u64,
+    /// Hosts that share their identifier with others, as counted last.
+    pub(crate) clone_hosts: u64,
 }
 
 /// Counters that many tasks add to.
@@ -51,6 +53,7 @@ pub(crate) struct Counters {
     writes_lost: AtomicU64,
     queries_handed_out: AtomicU64,
     store_failures: AtomicU64,
+    clone_hosts: AtomicU64,
 }
 
 impl Counters {
@@ -105,6 +108,16 @@ impl Counters {
         self.store_failures.fetch_add(1, Relaxed);
     }
 
+    pub(crate) fn set_clone_hosts(&self, hosts: u64) {
+        self.clone_hosts.store(hosts, Relaxed);
+    }
+
+    /// Clones that enrolled for the first time.
+    pub(crate) fn clones_enrolled(&self) -> u64 {
+        let [.., clone] = &self.identities;
+        clone.load(Relaxed)
+    }
+
     pub(crate) fn fill(&self, statistics: &mut AgentsStatistics) {
         let named = |names: &[&'static str], counters: &[AtomicU64]| {
             names
@@ -130,6 +143,7 @@ impl Counters {
         statistics.results = named(&outcomes, &self.results);
         statistics.writes_lost = self.writes_lost.load(Relaxed);
         statistics.queries_handed_out = self.queries_handed_out.load(Relaxed);
+        statistics.clone_hosts = self.clone_hosts.load(Relaxed);
         statistics.store_failures = self.store_failures.load(Relaxed);
     }
 }

@@ -292,7 +292,7 @@ impl Agents {
                     tracing::warn!(
                         %host,
                         identifier,
-                        "two live hosts use the same identifier; each has a row of its own \
+                        "two live hosts use the same identifier; each has a record of its own \
                          (osquery.host_identifier=instance tells clones apart)"
                     );
                 }

@@ -10,6 +10,7 @@ mod assembly;
 mod bus;
 mod carve;
 mod carve_file;
+mod clones;
 mod dedupe;
 mod detail_queries;
 mod details;

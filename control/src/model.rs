@@ -92,7 +92,7 @@ pub(crate) struct NewEnrollment {
 }
 
 /// Begins the instance id of hosts that are known by a certificate. Those of agents are trimmed, so that none begins so.
-const CERTIFIED_INSTANCE: &str = " client certificate, ";
+pub(crate) const CERTIFIED_INSTANCE: &str = " client certificate, ";
 
 /// Instance id of hosts that are known by what names them in a certificate.
 pub(crate) fn certified_instance(kind: IdentityKind) -> String {
@@ -387,6 +387,8 @@ pub(crate) struct HostFilter {
     pub(crate) text: Option<String>,
     pub(crate) label: Option<LabelId>,
     pub(crate) platform: Option<String>,
+    /// Only hosts that share their identifier with others.
+    pub(crate) is_clone: bool,
     /// As of `now`.
     pub(crate) status: Option<HostStatus>,
     /// Needed with `status`.
@@ -482,7 +484,12 @@ pub(crate) struct HostDetail {
     pub(crate) details: Map<String, Value>,
     /// With names, [`LabelId::ALL_HOSTS`] included.
     pub(crate) labels: Vec<(LabelId, String)>,
+    /// The other hosts that have the same identifier, by id; at most [`CLONES_SHOWN_MAX`].
+    pub(crate) clones: Vec<HostId>,
 }
+
+/// Clones that are told of one host.
+pub(crate) const CLONES_SHOWN_MAX: usize = 100;
 
 /// A carve that begins.
 #[derive(Clone, Debug)]

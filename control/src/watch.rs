@@ -33,6 +33,8 @@ const HOSTS_LIMIT: usize = 2048;
 const RECENT_ROWS: u64 = 8192;
 /// Looks between two checks whether the store was set back or has forgotten changes that we did not see.
 const LOOKS_PER_CHECK: u32 = 60;
+/// Looks between two counts of clones, which read an index of all hosts; new ones are counted at once.
+const LOOKS_PER_COUNT: u32 = 600;
 /// Changes are kept this long, seconds; a node that was away for longer loads everything again.
 const CHANGES_KEPT_S: u32 = 3600;
 /// Old changes are deleted this often.
@@ -109,6 +111,7 @@ impl Agents {
         let mut looks = 0_u32;
         let mut is_bus_gone = false;
         let mut lost_from = 0;
+        let mut clones_counted = None;
         while !*closing.borrow() {
             let began = Instant::now();
             let outcome = self
@@ -131,12 +134,33 @@ impl Agents {
                 roster.end_grace(now());
                 lost_from = roster.forget_lost(lost_from, now());
             }
+            if is_ok {
+                self.count_clones(&mut clones_counted, looks).await;
+            }
             sleep(POLL_GAP).await;
             tokio::select! {
                 () = sleep_until(began + POLL_INTERVAL) => {}
                 changed = wakes.changed(), if is_ok && !is_bus_gone => is_bus_gone = changed.is_err(),
                 () = self.poke.notified(), if is_ok => {}
                 _ = closing.changed() => {}
+            }
+        }
+    }
+
+    /// Counts the hosts that share their identifier, if that may have changed. `counted`: the clones that had enrolled
+    /// here before the last count.
+    async fn count_clones(&self, counted: &mut Option<u64>, looks: u32) {
+        let enrolled = self.counters.clones_enrolled();
+        if *counted == Some(enrolled) && !looks.is_multiple_of(LOOKS_PER_COUNT) {
+            return;
+        }
+        match self.store.clone_count().await {
+            Ok(hosts) => {
+                *counted = Some(enrolled);
+                self.counters.set_clone_hosts(hosts);
+            }
+            Err(error) => {
+                self.store_failed("count clones", &error);
             }
         }
     }

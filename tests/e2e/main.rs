@@ -9,6 +9,7 @@ mod contract;
 mod crash;
 mod first_start;
 mod held;
+mod herds;
 mod loadtest;
 mod namespaces;
 mod operator;

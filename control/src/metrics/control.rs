@@ -155,6 +155,11 @@ impl Control {
                 agents.seen_waiting,
             ),
             (
+                "fleet_clone_hosts",
+                "Hosts that share their identifier with others.",
+                agents.clone_hosts,
+            ),
+            (
                 "fleet_due_per_second",
                 "Hosts that get due work in a second, at most.",
                 u64::from(agents.pacer.rate),

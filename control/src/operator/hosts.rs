@@ -33,6 +33,7 @@ pub(super) struct Parameters {
     status: Option<String>,
     platform: Option<String>,
     query: Option<String>,
+    clones: Option<String>,
 }
 
 impl Parameters {
@@ -56,6 +57,11 @@ impl Parameters {
             },
             text: given(&self.query),
             platform: given(&self.platform),
+            is_clone: match self.clones.as_deref() {
+                None | Some("" | "false" | "0") => false,
+                Some("true" | "1") => true,
+                Some(_) => return Err(Fault::parameter("clones", "must be true or false")),
+            },
             status: status(self.status.as_deref().unwrap_or_default())?,
             now,
             ..HostFilter::default()
@@ -129,7 +135,11 @@ pub(super) async fn count(State(office): Ask, Query(parameters): Query<Parameter
         ..parameters.filter(now())?
     };
     let store = &office.deps.store;
-    if filter.text.is_none() && filter.platform.is_none() && filter.status.is_none() {
+    let is_filtered = filter.text.is_some()
+        || filter.platform.is_some()
+        || filter.status.is_some()
+        || filter.is_clone;
+    if !is_filtered {
         return Ok(Json(json!({ "count": store.host_count().await? })));
     }
     let mut count = 0;
@@ -260,6 +270,7 @@ fn detail_body(office: &Office, host: &HostDetail, now: UnixSeconds) -> Value {
         .collect();
     members.insert("labels".into(), labels.into());
     members.insert("details".into(), host.details.clone().into());
+    members.insert("clones".into(), json!(host.clones));
     Value::Object(members)
 }
 

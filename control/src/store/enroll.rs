@@ -1,11 +1,6 @@
 //! Enrolment: finds each host's row or makes one, for a whole batch in one transaction.
 //!
-//! Identity is the pair of identifier and instance id (osquery makes a new instance id when its database is new). The
-//! same pair is the same row. The same identifier with another instance is either a clone that lives beside the
-//! row's owner (it gets a row of its own, so the two never cancel each other's keys), or the owner itself with a new
-//! database: taken to be so when the owner has been silent for [`LIVE_FOR_S`]. Rows of clones are found by their own
-//! pair ever after, so a wrong guess costs one enrolment and never becomes a loop. A host that is known by a certificate
-//! is told apart by its instance id: enrolments and certificates never take each other's rows.
+//! Which row an enrolment is for is decided in `clones.rs`, from what the rows with its identifier tell.
 //!
 //! Invariant: enrolments of all nodes are serialised by the lock of the counter `hosts`, taken first.
 
@@ -25,13 +20,10 @@ use super::directory::add_labels;
 use super::error::{Fault, Result};
 use super::session::{Session, transaction};
 use super::value::{Arg, NAME_CHARS_MAX, address_text, clip, unexpected};
+use crate::clones::{Claim, Known, alive_for_s, choose};
 use crate::model::{
-    EnrollOutcome, HostState, Identity, LabelId, NewEnrollment, is_certified_instance,
+    EnrollOutcome, HostState, Identity, LabelId, NewEnrollment, shortest_interval_s,
 };
-
-/// A host that was heard of within this time is alive. Many times the longest usual interval of an agent, and short
-/// enough that machines made anew from an image with the same name take their old row.
-pub(super) const LIVE_FOR_S: u32 = 3600;
 
 const HOSTS: Upsert<'_> = Upsert {
     table: "hosts",
@@ -42,6 +34,7 @@ const HOSTS: Upsert<'_> = Upsert {
         ("identifier", Rule::Replace),
         ("instance_id", Rule::Replace),
         ("address", Rule::Replace),
+        ("previous_address", Rule::Replace),
         ("enrolled_at", Rule::Replace),
     ],
 };
@@ -52,12 +45,9 @@ pub(crate) type SeenHint<'a> = &'a (dyn Fn(HostId) -> Option<UnixSeconds> + Send
 /// A row of `hosts`, as far as identity goes.
 #[derive(Clone, Debug)]
 struct Candidate {
-    id: HostId,
+    known: Known,
     key: NodeKeyHash,
-    instance_id: String,
     platform: Box<str>,
-    heard_at: UnixSeconds,
-    is_new: bool,
 }
 
 /// What a batch does, worked out before anything is written.
@@ -89,7 +79,7 @@ impl Store {
         transaction!(
             self,
             session,
-            enroll_once(&mut session, batch, &names, seen)
+            enroll_once(&mut session, batch, &names, seen, self.seen_interval_s)
         )
     }
 }
@@ -99,11 +89,12 @@ async fn enroll_once(
     batch: &[NewEnrollment],
     names: &[String],
     seen: SeenHint<'_>,
+    seen_interval_s: u32,
 ) -> StdResult<Vec<EnrollOutcome>, Fault> {
     let newest = session.advance("hosts", 0).await?;
     let newest = u32::try_from(newest).map_err(|_| unexpected())?;
     let mut plan = Plan {
-        candidates: candidates(session, names, seen).await?,
+        candidates: candidates(session, names, seen, seen_interval_s).await?,
         next_id: newest.checked_add(1).ok_or_else(unexpected)?,
         ..Plan::default()
     };
@@ -141,29 +132,41 @@ async fn candidates(
     session: &mut Session<'_>,
     names: &[String],
     seen: SeenHint<'_>,
+    seen_interval_s: u32,
 ) -> StdResult<HashMap<String, Vec<Candidate>>, Fault> {
     let mut unique: Vec<&str> = names.iter().map(String::as_str).collect();
     unique.sort_unstable();
     unique.dedup();
     let args: Vec<Arg<'_>> = unique.into_iter().map(Into::into).collect();
     let sql = "SELECT h.id, h.node_key_hash, h.identifier, h.instance_id, h.enrolled_at, \
-               s.seen_at, d.platform FROM hosts h \
+               s.seen_at, d.platform, h.address, h.previous_address, d.hardware_uuid, \
+               d.distributed_interval, d.config_refresh FROM hosts h \
                LEFT JOIN host_seen s ON s.host_id = h.id \
                LEFT JOIN host_details d ON d.host_id = h.id WHERE h.identifier IN ({})";
     let mut candidates: HashMap<String, Vec<Candidate>> = HashMap::new();
     for row in session.rows_in("enroll_find", sql, &args).await? {
         let id = row.host(0)?;
-        let heard_at = row.time(4)?.max(row.time(5)?);
+        let enrolled_at = row.time(4)?;
+        let heard_at = enrolled_at.max(row.time(5)?);
+        let interval_s = shortest_interval_s([row.int_or_null(10)?, row.int_or_null(11)?]);
         let rows = candidates.entry(row.text(2)?).or_default();
         // The repeated parameter of a padded statement gives no row twice, but two statements may.
-        if rows.iter().all(|candidate| candidate.id != id) {
-            rows.push(Candidate {
+        if rows.iter().all(|candidate| candidate.known.id != id) {
+            let known = Known {
                 id,
-                key: row.key(1)?,
                 instance_id: row.text(3)?,
-                platform: row.text(6)?.into(),
+                uuid: row.text(9)?,
+                address: row.text(7)?,
+                previous_address: row.text(8)?,
+                enrolled_at,
                 heard_at: heard_at.max(seen(id).unwrap_or_default()),
+                alive_for_s: alive_for_s(interval_s, seen_interval_s),
                 is_new: false,
+            };
+            rows.push(Candidate {
+                known,
+                key: row.key(1)?,
+                platform: row.text(6)?.into(),
             });
         }
     }
@@ -177,21 +180,25 @@ impl Plan {
         enrollment: &NewEnrollment,
         name: &str,
     ) -> StdResult<(), Fault> {
-        let instance_id = clip(&enrollment.instance_id);
-        let rows = self.candidates.entry(name.to_owned()).or_default();
-        let (found, identity) = choose(rows, instance_id, enrollment.at);
         let columns = &enrollment.columns;
+        let address = address_text(enrollment.address);
+        let claim = Claim {
+            instance_id: clip(&enrollment.instance_id),
+            uuid: columns.hardware_uuid.as_deref().map_or("", clip),
+            address: &address,
+            at: enrollment.at,
+        };
+        let rows = self.candidates.entry(name.to_owned()).or_default();
+        let known: Vec<&Known> = rows.iter().map(|row| &row.known).collect();
+        let (found, identity) = choose(&known, &claim);
         let platform = columns.platform.as_deref().map(clip);
         let (host, previous_key) = match found.and_then(|found| rows.get_mut(found)) {
             Some(row) => {
                 let previous = std::mem::replace(&mut row.key, enrollment.key);
-                if !instance_id.is_empty() {
-                    row.instance_id = instance_id.to_owned();
-                }
+                row.known.take(&claim);
                 if let Some(platform) = platform {
                     row.platform = platform.into();
                 }
-                row.heard_at = enrollment.at;
                 (
                     row.clone(),
                     Some(previous).filter(|key| *key != enrollment.key),
@@ -199,23 +206,21 @@ impl Plan {
             }
             None => {
                 let row = Candidate {
-                    id: HostId(self.next_id),
+                    known: Known::new(HostId(self.next_id), &claim),
                     key: enrollment.key,
-                    instance_id: instance_id.to_owned(),
                     platform: platform.unwrap_or_default().into(),
-                    heard_at: enrollment.at,
-                    is_new: true,
                 };
                 self.next_id = self.next_id.checked_add(1).ok_or_else(unexpected)?;
                 rows.push(row.clone());
                 (row, None)
             }
         };
-        self.last.insert(host.id, index);
-        self.changes.push(NewChange::host(host.id, previous_key));
+        let id = host.known.id;
+        self.last.insert(id, index);
+        self.changes.push(NewChange::host(id, previous_key));
         self.outcomes.push(EnrollOutcome {
             host: HostState {
-                id: host.id,
+                id,
                 key: host.key,
                 platform: host.platform,
                 labels: vec![LabelId::ALL_HOSTS],
@@ -231,43 +236,11 @@ impl Plan {
         Ok(())
     }
 
-    /// The instance id to store for a host: an enrolment without one keeps what is known.
-    fn instance_id(&self, name: &str, host: HostId) -> &str {
-        self.candidates
-            .get(name)
-            .and_then(|rows| rows.iter().find(|row| row.id == host))
-            .map_or("", |row| row.instance_id.as_str())
-    }
-}
-
-/// Which of the rows with the same identifier this enrolment is for; `None` for a new one.
-fn choose(rows: &[Candidate], instance_id: &str, at: UnixSeconds) -> (Option<usize>, Identity) {
-    // A certificate's host is only ever found by the same kind of name.
-    let is_alike = |row: &Candidate| {
-        let is_certified =
-            is_certified_instance(&row.instance_id) || is_certified_instance(instance_id);
-        !is_certified || row.instance_id == instance_id
-    };
-    let youngest = |matches: &dyn Fn(&Candidate) -> bool| {
-        rows.iter()
-            .enumerate()
-            .filter(|(_, row)| is_alike(row) && matches(row))
-            .max_by_key(|(_, row)| (row.heard_at, row.id))
-            .map(|(index, _)| index)
-    };
-    if !rows.iter().any(is_alike) {
-        return (None, Identity::New);
-    }
-    let same = youngest(&|row| row.instance_id == instance_id)
-        .or_else(|| youngest(&|row| row.instance_id.is_empty() || instance_id.is_empty()));
-    if same.is_some() {
-        return (same, Identity::Same);
-    }
-    let is_silent =
-        |row: &Candidate| !row.is_new && row.heard_at.0.saturating_add(LIVE_FOR_S) < at.0;
-    match youngest(&is_silent) {
-        Some(silent) => (Some(silent), Identity::TakenOver),
-        None => (None, Identity::Clone),
+    /// What a host's row is to tell of its identity.
+    fn known(&self, name: &str, host: HostId) -> Option<&Known> {
+        let rows = self.candidates.get(name)?;
+        let mut known = rows.iter().map(|row| &row.known);
+        known.find(|known| known.id == host)
     }
 }
 
@@ -278,32 +251,32 @@ async fn write_hosts(
     plan: &Plan,
 ) -> StdResult<(), Fault> {
     // Sorted by host, because the map is.
-    let last: Vec<(HostId, &NewEnrollment, &str)> = plan
+    let last: Vec<(&Known, &NewEnrollment, &str)> = plan
         .last
         .iter()
-        .filter_map(|(id, index)| Some((*id, batch.get(*index)?, names.get(*index)?.as_str())))
-        .collect();
-    let addresses: Vec<String> = last
-        .iter()
-        .map(|(_, enrollment, _)| address_text(enrollment.address))
+        .filter_map(|(id, index)| {
+            let name = names.get(*index)?.as_str();
+            Some((plan.known(name, *id)?, batch.get(*index)?, name))
+        })
         .collect();
     let texts: Vec<Option<String>> = last
         .iter()
-        .map(|(id, enrollment, _)| details_text(*id, &enrollment.details))
+        .map(|(known, enrollment, _)| details_text(known.id, &enrollment.details))
         .collect();
     let mut hosts: Vec<Vec<Arg<'_>>> = Vec::with_capacity(last.len());
     let mut details: Vec<Vec<Arg<'_>>> = Vec::with_capacity(last.len());
-    for (((id, enrollment, name), address), text) in last.iter().zip(&addresses).zip(&texts) {
+    for ((known, enrollment, name), text) in last.iter().zip(&texts) {
         hosts.push(vec![
-            (*id).into(),
+            known.id.into(),
             (&enrollment.key).into(),
             (*name).into(),
-            plan.instance_id(name, *id).into(),
-            address.as_str().into(),
+            known.instance_id.as_str().into(),
+            known.address.as_str().into(),
+            known.previous_address.as_str().into(),
             enrollment.at.into(),
         ]);
         let never = UnixSeconds(0);
-        let mut row = vec![(*id).into(), never.into(), never.into(), true.into()];
+        let mut row = vec![known.id.into(), never.into(), never.into(), true.into()];
         row.extend(columns::args(&enrollment.columns));
         row.push(text.as_deref().into());
         details.push(row);
@@ -331,44 +304,6 @@ pub(super) fn identifier_text(identifier: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn row(id: u32, instance_id: &str, heard_at: u32) -> Candidate {
-        Candidate {
-            id: HostId(id),
-            key: NodeKeyHash([0; 32]),
-            instance_id: instance_id.into(),
-            platform: "".into(),
-            heard_at: UnixSeconds(heard_at),
-            is_new: false,
-        }
-    }
-
-    fn chosen(rows: &[Candidate], instance_id: &str, at: u32) -> (Option<usize>, Identity) {
-        choose(rows, instance_id, UnixSeconds(at))
-    }
-
-    #[test]
-    fn identity_is_identifier_and_instance() {
-        let rows = [row(1, "a", 100), row(2, "b", 200)];
-        assert_eq!(chosen(&[], "a", 100), (None, Identity::New));
-        assert_eq!(chosen(&rows, "a", 300), (Some(0), Identity::Same));
-        assert_eq!(chosen(&rows, "b", 300), (Some(1), Identity::Same));
-        // Without an instance, identifier alone: the youngest.
-        assert_eq!(chosen(&rows, "", 300), (Some(1), Identity::Same));
-        assert_eq!(
-            chosen(&[row(1, "", 1)], "c", 300),
-            (Some(0), Identity::Same)
-        );
-    }
-
-    #[test]
-    fn live_rows_are_not_taken_over() {
-        let rows = [row(1, "a", 100), row(2, "b", 10_000)];
-        let at = 10_000 + LIVE_FOR_S;
-        assert_eq!(chosen(&rows, "c", 200), (None, Identity::Clone));
-        assert_eq!(chosen(&rows, "c", at), (Some(0), Identity::TakenOver));
-        assert_eq!(chosen(&rows, "c", at + 1), (Some(1), Identity::TakenOver));
-    }
 
     #[test]
     fn long_identifiers_stay_apart() {

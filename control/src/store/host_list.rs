@@ -6,7 +6,7 @@ use fleet_protocol::ids::HostId;
 use serde_json::{Map, Value};
 
 use super::Store;
-use super::changes::{NewChange, write_changes};
+use super::changes::{NewChange, limit_of, write_changes};
 use super::columns;
 use super::directory::{HOST_STATE, add_labels, read_state};
 use super::enroll::identifier_text;
@@ -15,8 +15,9 @@ use super::pools::Purpose;
 use super::session::{Session, transaction};
 use super::value::{Arg, Row};
 use crate::model::{
-    ChangeKind, HostDetail, HostFilter, HostOrder, HostRow, HostState, HostStatus,
-    INTERVAL_UNKNOWN_S, LabelId, MIA_AFTER_S, NEW_FOR_S, ONLINE_BUFFER_S,
+    CERTIFIED_INSTANCE, CLONES_SHOWN_MAX, ChangeKind, HostDetail, HostFilter, HostOrder, HostRow,
+    HostState, HostStatus, INTERVAL_UNKNOWN_S, LabelId, MIA_AFTER_S, NEW_FOR_S, ONLINE_BUFFER_S,
+    is_certified_instance,
 };
 
 const PER_PAGE: u32 = 100;
@@ -34,7 +35,24 @@ const FROM: &str = "FROM hosts h LEFT JOIN host_details d ON d.host_id = h.id \
 const HEARD_AT: &str =
     "(CASE WHEN COALESCE(s.seen_at, 0) > h.enrolled_at THEN s.seen_at ELSE h.enrolled_at END)";
 
+/// Whether a host shares its identifier with another one. A certificate names its host alone.
+fn is_clone() -> String {
+    let enrolled = format!("instance_id NOT LIKE '{CERTIFIED_INSTANCE}%'");
+    format!(
+        "h.{enrolled} AND h.identifier IN (SELECT identifier FROM hosts WHERE {enrolled} \
+         GROUP BY identifier HAVING COUNT(*) > 1)"
+    )
+}
+
 impl Store {
+    /// Hosts that share their identifier with others.
+    pub(crate) async fn clone_count(&self) -> Result<u64> {
+        let mut session = self.session(Purpose::Read).await?;
+        let sql = format!("SELECT COUNT(*) FROM hosts h WHERE {}", is_clone());
+        let row = session.row("clone_count", sql, &[]).await?;
+        Ok(row.map_or(Ok(0), |row| row.u64(0))?)
+    }
+
     /// One page of hosts.
     pub(crate) async fn host_list(&self, filter: &HostFilter) -> Result<Vec<HostRow>> {
         let pattern = filter.text.as_deref().map(like_pattern);
@@ -99,6 +117,9 @@ impl Store {
             let any = columns.map(|column| format!("LOWER({column}) LIKE ? ESCAPE '!'"));
             conditions.push(format!("({})", any.join(" OR ")));
             args.extend(columns.map(|_| Arg::from(pattern)));
+        }
+        if filter.is_clone {
+            conditions.push(is_clone());
         }
         if let Some(status) = filter.status {
             self.push_status(status, filter, &mut conditions, &mut args);
@@ -237,10 +258,27 @@ async fn read_detail(session: &mut Session<'_>, row: &Row) -> StdResult<HostDeta
     for row in session.rows("labels_of_host", sql, &args).await? {
         labels.push((LabelId(row.u32(0)?), row.text(1)?));
     }
+    let sql = format!(
+        "SELECT h.id FROM hosts h WHERE h.identifier = ? AND h.id <> ? \
+         AND h.instance_id NOT LIKE '{CERTIFIED_INSTANCE}%' ORDER BY h.id LIMIT ?"
+    );
+    let mut clones = Vec::new();
+    if !is_certified_instance(&host.instance_id) {
+        let limit = limit_of(CLONES_SHOWN_MAX);
+        let args = [
+            host.identifier.as_str().into(),
+            host.id.into(),
+            limit.into(),
+        ];
+        for row in session.rows("clones_of_host", sql, &args).await? {
+            clones.push(row.host(0)?);
+        }
+    }
     Ok(HostDetail {
         row: host,
         details,
         labels,
+        clones,
     })
 }
 

@@ -13,9 +13,13 @@ use super::session::{Attempts, Session};
 use super::{Store, now};
 
 /// In order.
-const MIGRATIONS: [(i64, &str); 2] = [
+const MIGRATIONS: [(i64, &str); 3] = [
     (1, include_str!("../../migrations/0001_start.sql")),
     (2, include_str!("../../migrations/0002_public_ip.sql")),
+    (
+        3,
+        include_str!("../../migrations/0003_previous_address.sql"),
+    ),
 ];
 
 /// A statement on a large table takes its time.

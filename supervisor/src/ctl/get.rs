@@ -87,6 +87,9 @@ struct Hosts {
     /// Only hosts whose name, identifier, UUID, serial number or address holds this text.
     #[arg(long, visible_alias = "search")]
     query: Option<String>,
+    /// Only hosts that share their identifier with others, such as cloned machines.
+    #[arg(long)]
+    clones: bool,
     /// Sort by: id, hostname, seen_time, last_enrolled_at, os_version or osquery_version.
     #[arg(long, default_value = "hostname")]
     order: String,
@@ -301,6 +304,9 @@ async fn hosts(
     let mut parameters = format!("order_key={}", encoded(&filter.order));
     if filter.desc {
         parameters += "&order_direction=desc";
+    }
+    if filter.clones {
+        parameters += "&clones=true";
     }
     for (name, value) in [
         ("status", &filter.status),

@@ -18,6 +18,17 @@ pub(super) fn render(host: &Value, now: SystemTime) -> String {
     );
     lines.add("id", &[&text(host, "id")]);
     lines.add("identifier", &[&text(host, "osquery_host_id")]);
+    let clones: Vec<String> = host
+        .get("clones")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .map(Value::to_string)
+        .collect();
+    lines.add(
+        "clones",
+        &[&labelled("same identifier: ", &clones.join(", "))],
+    );
     lines.add("uuid", &[&text(host, "uuid")]);
     lines.add("os", &[&text(host, "os_version"), &text(host, "platform")]);
     lines.add("osquery", &[&text(host, "osquery_version")]);

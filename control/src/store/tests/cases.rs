@@ -9,11 +9,11 @@ use fleet_protocol::ids::{FeedSeq, HostId, UnixSeconds};
 use serde_json::{Value, json};
 
 use super::{Bed, enroll_many, enroll_one, enrollment, unseen};
+use crate::clones::ALIVE_UNKNOWN_S;
 use crate::model::{
     ChangeKind, ChangeRow, HostColumns, HostDetails, HostFilter, HostOrder, HostStatus, Identity,
     LabelId, LabelResult, LabelSpec,
 };
-use crate::store::enroll::LIVE_FOR_S;
 use crate::store::{Error, Store};
 
 async fn changes(store: &Store, after: FeedSeq) -> Vec<ChangeRow> {
@@ -71,14 +71,14 @@ pub(super) async fn clones_get_rows_of_their_own(bed: &Bed) {
     assert_eq!(clone.previous_key, None);
     assert_ne!(clone.host.id, owner.host.id);
     // Each finds its own row again, whatever the time.
-    let later = 1010 + 10 * LIVE_FOR_S;
+    let later = 1010 + 10 * ALIVE_UNKNOWN_S;
     let owner = enroll_one(store, enrollment("a", "1", later)).await;
     assert_eq!((owner.identity, owner.host.id), (Identity::Same, HostId(1)));
     let clone = enroll_one(store, enrollment("a", "2", later)).await;
     assert_eq!((clone.identity, clone.host.id), (Identity::Same, HostId(2)));
 
     // A silent row is taken over by a new database of its owner.
-    let wiped_at = later + LIVE_FOR_S + 1;
+    let wiped_at = later + ALIVE_UNKNOWN_S + 1;
     store
         .mark_seen(&[HostId(1)], UnixSeconds(wiped_at - 5))
         .await
@@ -91,7 +91,7 @@ pub(super) async fn clones_get_rows_of_their_own(bed: &Bed) {
     assert_eq!(wiped.previous_key, Some(clone.host.key));
 
     // Marks that are only in memory count.
-    let much_later = wiped_at + 10 * LIVE_FOR_S;
+    let much_later = wiped_at + 10 * ALIVE_UNKNOWN_S;
     let seen = |_| Some(UnixSeconds(much_later));
     let outcomes = store
         .enroll(&[enrollment("a", "4", much_later)], &seen)
