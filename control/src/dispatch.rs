@@ -99,47 +99,50 @@ impl Dispatch {
         BatchReply { id, kind, answers }
     }
 
-    /// Both types at once, each with one append.
+    /// Both types at once, each with one append. `run` puts the answers in order.
     async fn log(&self, requests: Requests) -> Answers {
-        let mut ids = Vec::with_capacity(requests.len());
-        let (mut results, mut status) = (Vec::new(), Vec::new());
+        let mut ids = [Vec::new(), Vec::new()];
+        let mut logs = [Vec::new(), Vec::new()];
         for (id, request) in requests {
-            let Request::Log(log) = request else {
-                continue;
-            };
-            ids.push((id, log.log_type));
-            match log.log_type {
-                LogType::Result => results.push(log),
-                LogType::Status => status.push(log),
+            if let Request::Log(log) = request {
+                let [result_ids, status_ids] = &mut ids;
+                let [results, status] = &mut logs;
+                let (ids, logs) = match log.log_type {
+                    LogType::Result => (result_ids, results),
+                    LogType::Status => (status_ids, status),
+                };
+                ids.push(id);
+                logs.push(log);
             }
         }
+        let [result_ids, status_ids] = ids;
+        let [results, status] = logs;
         let (results, status) = tokio::join!(
-            self.append(LogType::Result, results),
-            self.append(LogType::Status, status)
+            self.append(LogType::Result, result_ids, results),
+            self.append(LogType::Status, status_ids, status)
         );
-        ids.into_iter()
-            .map(|(id, log_type)| {
-                let fate = match log_type {
-                    LogType::Result => results,
-                    LogType::Status => status,
-                };
-                (id, fate.map_or_else(Answer::Refused, |()| Answer::Accepted))
-            })
-            .collect()
+        results.into_iter().chain(status).collect()
     }
 
-    async fn append(&self, log_type: LogType, logs: Vec<Log>) -> Result<(), Reject> {
+    async fn append(&self, log_type: LogType, ids: Vec<RequestId>, logs: Vec<Log>) -> Answers {
         if logs.is_empty() {
-            return Ok(());
+            return Vec::new();
         }
         let journal = Arc::clone(&self.journal);
-        self.guarded(async move { journal.append(log_type, logs).await })
-            .await?
-            .map_err(|error| match error {
-                journal::Error::Busy => Reject::Busy,
-                journal::Error::Closed => Reject::Draining,
-                journal::Error::Storage(_) => Reject::JournalUnavailable,
-            })
+        let fates = self
+            .guarded(async move { journal.append(log_type, logs).await })
+            .await;
+        let fates = match fates {
+            Ok(fates) => fates,
+            Err(reject) => return refuse_all(&ids, reject),
+        };
+        let answer = |fate| match fate {
+            Ok(()) => Answer::Accepted,
+            Err(journal::Error::Busy) => Answer::Refused(Reject::Busy),
+            Err(journal::Error::Closed) => Answer::Refused(Reject::Draining),
+            Err(journal::Error::Storage(_)) => Answer::Refused(Reject::JournalUnavailable),
+        };
+        ids.into_iter().zip(fates.into_iter().map(answer)).collect()
     }
 
     /// One after the other, because blocks of one carve must keep their order. What is late is not begun.

@@ -44,6 +44,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use fleet_protocol::config::Config;
+pub use journal::{DamagedRange, JournalReport, SegmentReport};
 
 /// Runs the control process: takes its orders from descriptor 3, returns when it is drained.
 pub fn run() -> ExitCode {
@@ -53,4 +54,10 @@ pub fn run() -> ExitCode {
 /// Brings the configured database up to date; returns how many migrations ran. The error is one line for people.
 pub fn prepare_db(config: &Config, state_dir: &Path) -> Result<usize, String> {
     process::prepare_db(config, state_dir)
+}
+
+/// Reads every log segment against its checksums, beside a running server if there is one. The error is one line for
+/// people.
+pub fn verify_journal(config: &Config, state_dir: &Path) -> Result<JournalReport, String> {
+    journal::verify(&config.filesystem, state_dir).map_err(|error| error.to_string())
 }

@@ -111,6 +111,9 @@ pub(crate) enum Command {
         #[command(subcommand)]
         what: PrepareCommand,
     },
+    /// Look at the log files that are kept
+    #[command(subcommand)]
+    Journal(JournalCommand),
     /// Look at hosts and change queries, packs, labels and options
     Ctl(Ctl),
     /// Render the configuration of a load balancer in front of these addresses
@@ -138,6 +141,17 @@ pub(crate) enum ConfigCommand {
         /// Print the defaults instead
         #[arg(long)]
         defaults: bool,
+    },
+}
+
+/// `journal …`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub(crate) enum JournalCommand {
+    /// Read every segment against its checksums; exit code 65 when one is damaged
+    Verify {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 /// Wrong command line.
 pub(crate) const USAGE: u8 = 64;
+/// Data on disk is not what was stored.
+pub(crate) const DAMAGED: u8 = 65;
 /// The server does not run, so it cannot be asked.
 pub(crate) const UNAVAILABLE: u8 = 69;
 /// It cannot go on; a restart may help once the cause is gone.

@@ -26,6 +26,7 @@ mod enroll_secret;
 mod file_watch;
 mod flagfile;
 mod fleet_keys;
+mod journal;
 mod kernel_status;
 mod lb;
 mod listener;

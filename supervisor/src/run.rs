@@ -12,11 +12,11 @@ use fleet_protocol::frame;
 use fleet_protocol::ids::SlotIndex;
 use fleet_protocol::limits::DRAIN_DEADLINE;
 
-use crate::arguments::{self, Command, ConfigCommand, Invocation};
+use crate::arguments::{self, Command, ConfigCommand, Invocation, JournalCommand};
 use crate::ask::ask;
 use crate::exit::{self, Failure};
 use crate::settings::{self, Settings, Sources};
-use crate::{ctl, lb, plan, prepare, start, state_dir, status, supervisor, tune};
+use crate::{ctl, journal, lb, plan, prepare, start, state_dir, status, supervisor, tune};
 
 /// Longest wait of `stop`: agents, then control, then what is killed.
 const STOP_LIMIT: Duration = DRAIN_DEADLINE
@@ -84,6 +84,10 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
             let found = settings()?;
             warn(&found);
             prepare::prepare(what, &found.config, no_prompt)?;
+        }
+        Command::Journal(JournalCommand::Verify { json }) => {
+            let found = settings()?;
+            return journal::verify(&found.config, &client_dir(&found), json);
         }
         Command::Lb(lb) => {
             let found = settings()?;

@@ -341,11 +341,12 @@ fn a_full_disk_keeps_the_agents_lines() {
         )
         .start();
     let key = enroll_many(&gateway.https, &gateway.secret(), 1).remove(0);
-    let line = json!({"pad": "p".repeat(200_000)});
-    let body = json!({"data": [line], "log_type": "result", "node_key": key});
+    let pad = "p".repeat(200_000);
     let mut acknowledged = 0;
     let refused = (0..100)
-        .map(|_| {
+        .map(|n| {
+            let line = json!({"n": n, "pad": pad});
+            let body = json!({"data": [line], "log_type": "result", "node_key": key});
             gateway
                 .https
                 .post(&path(Route::Log), &body)

@@ -10,6 +10,7 @@ mod crash;
 mod first_start;
 mod held;
 mod herds;
+mod journal;
 mod loadtest;
 mod namespaces;
 mod operator;

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use fleet_protocol::config::{Filesystem, LogCompression};
 
-use super::place::{ClosedName, Place};
+use super::place::{ClosedName, Place, parse_index, parse_torn};
 use super::segment::sync_directory;
 
 const CHUNK_BYTES: usize = 128 << 10;
@@ -21,18 +21,50 @@ const TEMPORARY_SUFFIX: &str = ".packing";
 
 /// A closed segment in the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Closed {
-    name: ClosedName,
-    path: PathBuf,
+pub(super) struct Closed {
+    pub(super) name: ClosedName,
+    pub(super) path: PathBuf,
 }
 
-/// Highest sequence number among the closed segments; 0 when there are none.
-pub(super) fn last_sequence(place: &Place) -> io::Result<u64> {
-    Ok(list(place)?.last().map_or(0, |closed| closed.name.sequence))
+/// The number of the active segment: above all closed ones, also above those that somebody removed but whose index is
+/// there.
+pub(super) fn next_sequence(place: &Place) -> io::Result<u64> {
+    let of_index = beside(place)?.iter().map(|(sequence, _)| *sequence).max();
+    let last_closed = list(place)?.last().map_or(0, |closed| closed.name.sequence);
+    Ok((last_closed + 1).max(of_index.unwrap_or(0)))
+}
+
+/// Indexes and what was cut off, by the number of their segment.
+fn beside(place: &Place) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(place.index_directory())? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if let Some(name) = name.to_str()
+            && let Some(sequence) = parse_index(name).or_else(|| parse_torn(name))
+        {
+            all.push((sequence, entry.path()));
+        }
+    }
+    Ok(all)
+}
+
+/// Removes what stands beside segments that are gone. `beside` was listed before the segments, so that none of those that
+/// were closed meanwhile is missed; the highest number is the active segment's.
+fn remove_strays(beside: Vec<(u64, PathBuf)>, kept: &[Closed]) {
+    let active = beside.iter().map(|(sequence, _)| *sequence).max();
+    for (sequence, path) in beside {
+        let is_kept = kept.iter().any(|closed| closed.name.sequence == sequence);
+        if !is_kept && Some(sequence) != active {
+            // Only wastes room; the next round tries again.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// Removes what is too old or too much, then packs what is not packed. Problems are logged, and met again next time.
 pub(super) fn tidy(place: &Place, options: &Filesystem, now: SystemTime, stop: &AtomicBool) {
+    let beside = beside(place).unwrap_or_default();
     let closed = match list(place) {
         Ok(closed) => closed,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
@@ -54,6 +86,7 @@ pub(super) fn tidy(place: &Place, options: &Filesystem, now: SystemTime, stop: &
             }
         }
     }
+    remove_strays(beside, &kept);
     if options.enable_log_compression == LogCompression::None {
         return;
     }
@@ -73,7 +106,7 @@ pub(super) fn tidy(place: &Place, options: &Filesystem, now: SystemTime, stop: &
 }
 
 /// Sorted by sequence.
-fn list(place: &Place) -> io::Result<Vec<Closed>> {
+pub(super) fn list(place: &Place) -> io::Result<Vec<Closed>> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(place.directory())? {
         let entry = entry?;

@@ -11,38 +11,48 @@
 //! Owner of the state: one writer thread for each series owns its file, holds the lock `.osquery_result.lock` beside it,
 //! and is the only one that writes, renames or cuts. One thread for all series compresses and removes closed segments.
 //!
+//! Beside the lines stands an index with a checksum for each batch (`record.rs`), in a hidden directory. It tells what
+//! a crash left unfinished, lets `journal verify` find damage, and brings back what `repeats` knew.
+//!
 //! Invariants: an append is acknowledged only after `fdatasync` of all its lines. Appends that wait together share
 //! one write and one sync; a lone one waits for nobody. After a failure the file is cut back to its length before the
-//! write, everybody in the group is told, and the journal is unhealthy until something can be written again. A line
-//! without its line break at the end of the file is cut off when the file is opened. Waiting appends are bounded in
-//! number and bytes.
+//! write, everybody in the group is told, and the journal is unhealthy until something can be written again. A file
+//! whose sync failed is closed, and the group goes to a new one. What a crash left unfinished is put aside when the file is
+//! opened, counted and told. Equal batches of one host within a minute are stored once. Waiting appends are bounded in number
+//! and bytes, and room is left on the disk for what else lives there.
 
 mod closed;
+mod medium;
+mod opening;
+mod paired;
 mod place;
+mod record;
+mod recovery;
+mod refill;
+mod repeats;
+mod room;
 mod segment;
+mod series;
+mod verify;
 mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use fleet_protocol::agent::{Log, LogType};
 use fleet_protocol::config::Filesystem;
 use fleet_protocol::stats::Histogram;
-use tokio::sync::oneshot;
 
 use place::Place;
-use writer::Writer;
+use series::Series;
+pub(crate) use verify::verify;
+pub use verify::{DamagedRange, JournalReport, SegmentReport};
 
-/// Appends that wait for one writer; beyond, an append is refused.
-const WAITING_APPENDS_MAX: usize = 4096;
-/// Bytes that wait for one writer; beyond, an append is refused.
-const WAITING_BYTES_MAX: u64 = 256 << 20;
 /// Closed segments are looked at this often, and whenever one is added.
 const ARCHIVE_INTERVAL: Duration = Duration::from_secs(600);
 
@@ -60,6 +70,9 @@ pub(crate) enum Error {
     Storage(Arc<str>),
 }
 
+/// What became of a log.
+pub(crate) type Fate = Result<(), Error>;
+
 /// Counters of one series since start, and its state now.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LogStatistics {
@@ -73,8 +86,20 @@ pub(crate) struct LogStatistics {
     pub(crate) syncs: u64,
     /// Appends refused because the file system failed.
     pub(crate) failures: u64,
-    /// Lines without an end that were cut off when a file was opened.
+    /// Times that an unfinished end was cut off when a file was opened.
     pub(crate) torn_lines: u64,
+    /// Bytes that were cut off, and put aside.
+    pub(crate) torn_bytes: u64,
+    /// Times that an index was unreadable or knew more than the file had.
+    pub(crate) index_faults: u64,
+    /// Files that were closed because a sync had failed.
+    pub(crate) retired: u64,
+    /// Batches that came again and were not stored again; acknowledged all the same.
+    pub(crate) duplicate_batches: u64,
+    /// Lines in them.
+    pub(crate) duplicate_lines: u64,
+    /// Stored batches that are remembered now.
+    pub(crate) remembered_batches: u64,
     /// Segments closed by size or age.
     pub(crate) rotations: u64,
     /// Times that the active file was renamed, removed or cut from outside.
@@ -95,43 +120,6 @@ pub(crate) struct LogStatistics {
     pub(crate) detail: String,
 }
 
-/// Lines of one caller, and where to tell their fate.
-struct Append {
-    lines: Vec<Bytes>,
-    line_count: u64,
-    bytes: u64,
-    arrived: Instant,
-    ack: oneshot::Sender<Result<(), Error>>,
-}
-
-enum Message {
-    Append(Append),
-    Stop,
-}
-
-/// What a series' writer and its callers share.
-struct Shared {
-    statistics: Mutex<LogStatistics>,
-    waiting_bytes: AtomicU64,
-    is_closed: AtomicBool,
-}
-
-impl Shared {
-    /// A panic elsewhere leaves counters, which are always consistent enough to go on with.
-    fn statistics(&self) -> MutexGuard<'_, LogStatistics> {
-        self.statistics
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One writer thread and the way to it.
-struct Series {
-    shared: Arc<Shared>,
-    queue: SyncSender<Message>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
 /// All series. Shared by `Arc`.
 pub(crate) struct Journal {
     /// One, or one for each log type.
@@ -145,11 +133,7 @@ impl Journal {
     /// Starts the threads. A directory that cannot be written makes the journal unhealthy, not absent, so that agents
     /// get their configuration all the same; the only error is that of starting a thread.
     pub(crate) fn open(options: &Filesystem, state_dir: &Path) -> std::io::Result<Arc<Self>> {
-        let mut places = vec![
-            Place::new(&options.result_log_file, state_dir, "osquery_result"),
-            Place::new(&options.status_log_file, state_dir, "osquery_status"),
-        ];
-        places.dedup();
+        let places = places(options, state_dir);
         let (archive_wakes, woken) = sync_channel(1);
         let archive_stop = Arc::new(AtomicBool::new(false));
         let mut series = Vec::with_capacity(places.len());
@@ -174,10 +158,13 @@ impl Journal {
         }))
     }
 
-    /// Stores lines of one type. `Ok` only once they are on disk. Dropping the future does not take them back.
-    pub(crate) async fn append(&self, log_type: LogType, logs: Vec<Log>) -> Result<(), Error> {
-        let series = self.series(log_type).ok_or(Error::Closed)?;
-        series.append(logs).await
+    /// Stores lines of one type; one fate for each log, in order. `Ok` only once the lines are on disk, from this call or
+    /// from an equal log a moment ago. Dropping the future does not take them back.
+    pub(crate) async fn append(&self, log_type: LogType, logs: Vec<Log>) -> Vec<Fate> {
+        match self.series(log_type) {
+            Some(series) => series.append(logs).await,
+            None => logs.iter().map(|_| Err(Error::Closed)).collect(),
+        }
     }
 
     /// Counters of a log type's series.
@@ -215,10 +202,7 @@ impl Journal {
         // Full means that a wake is pending already, and the flag is looked at after each.
         let _ = self.archive_wakes.try_send(());
         for series in &self.series {
-            series.shared.is_closed.store(true, Ordering::Relaxed);
-            // A writer that is gone has nothing to stop.
-            let _ = series.queue.send(Message::Stop);
-            join(&series.thread);
+            series.finish_blocking();
         }
         join(&self.archive);
     }
@@ -233,94 +217,22 @@ impl Journal {
     }
 }
 
+/// Of all series: one for each log type, or one for both.
+fn places(options: &Filesystem, state_dir: &Path) -> Vec<Place> {
+    let mut places = vec![
+        Place::new(&options.result_log_file, state_dir, "osquery_result"),
+        Place::new(&options.status_log_file, state_dir, "osquery_status"),
+    ];
+    places.dedup();
+    places
+}
+
 fn join(thread: &Mutex<Option<JoinHandle<()>>>) {
     let thread = thread.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(thread) = thread
         && thread.join().is_err()
     {
         tracing::error!("a journal thread panicked");
-    }
-}
-
-impl Series {
-    fn start(
-        place: Place,
-        options: &Filesystem,
-        archive_wakes: SyncSender<()>,
-    ) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            statistics: Mutex::new(LogStatistics {
-                is_healthy: true,
-                segment: place.active().display().to_string(),
-                ..LogStatistics::default()
-            }),
-            waiting_bytes: AtomicU64::new(0),
-            is_closed: AtomicBool::new(false),
-        });
-        let (queue, appends) = sync_channel(WAITING_APPENDS_MAX);
-        let name = format!("journal-{}", place.stem());
-        let writer = Writer::new(place, options, Arc::clone(&shared), archive_wakes);
-        let thread = std::thread::Builder::new()
-            // The kernel keeps 15 bytes of it.
-            .name(name.replace("osquery_", ""))
-            .spawn(move || writer.run(&appends))?;
-        Ok(Self {
-            shared,
-            queue,
-            thread: Mutex::new(Some(thread)),
-        })
-    }
-
-    async fn append(&self, logs: Vec<Log>) -> Result<(), Error> {
-        let line_count = logs.iter().map(|log| u64::from(log.line_count)).sum();
-        let lines: Vec<Bytes> = logs
-            .into_iter()
-            .map(|log| log.lines)
-            .filter(|lines| !lines.is_empty())
-            .collect();
-        if lines.is_empty() {
-            return Ok(());
-        }
-        if self.shared.is_closed.load(Ordering::Relaxed) {
-            return Err(Error::Closed);
-        }
-        let bytes = lines.iter().map(|lines| lines.len() as u64).sum::<u64>();
-        let waiting = self
-            .shared
-            .waiting_bytes
-            .fetch_add(bytes, Ordering::Relaxed);
-        let (ack, acked) = oneshot::channel();
-        let append = Append {
-            lines,
-            line_count,
-            bytes,
-            arrived: Instant::now(),
-            ack,
-        };
-        let sent = if waiting + bytes > WAITING_BYTES_MAX && waiting > 0 {
-            Err(Error::Busy)
-        } else {
-            self.queue
-                .try_send(Message::Append(append))
-                .map_err(|error| match error {
-                    TrySendError::Full(_) => Error::Busy,
-                    TrySendError::Disconnected(_) => Error::Closed,
-                })
-        };
-        if let Err(error) = sent {
-            self.shared
-                .waiting_bytes
-                .fetch_sub(bytes, Ordering::Relaxed);
-            return Err(error);
-        }
-        acked.await.unwrap_or(Err(Error::Closed))
-    }
-
-    fn statistics(&self) -> LogStatistics {
-        LogStatistics {
-            waiting_bytes: self.shared.waiting_bytes.load(Ordering::Relaxed),
-            ..self.shared.statistics().clone()
-        }
     }
 }
 
@@ -339,4 +251,10 @@ fn archive_loop(woken: &Receiver<()>, places: &[Place], options: &Filesystem, st
 }
 
 #[cfg(test)]
+mod bench_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod twice_tests;
+#[cfg(test)]
+mod verify_tests;

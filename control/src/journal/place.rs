@@ -9,6 +9,26 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fleet_protocol::config::LogCompression;
 
+const INDEX_SUFFIX: &str = ".idx";
+const TORN_SUFFIX: &str = ".torn";
+
+/// The number in a name inside [`Place::index_directory`].
+pub(super) fn parse_index(name: &str) -> Option<u64> {
+    number(name.strip_suffix(INDEX_SUFFIX)?)
+}
+
+/// As [`parse_index`], for what was cut off.
+pub(super) fn parse_torn(name: &str) -> Option<u64> {
+    let (sequence, offset) = name.strip_suffix(TORN_SUFFIX)?.split_once('-')?;
+    offset.parse::<u64>().ok()?;
+    number(sequence)
+}
+
+fn number(text: &str) -> Option<u64> {
+    let is_ours = text.len() >= 6 && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_ours.then(|| text.parse().ok()).flatten()
+}
+
 /// Where a series lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
@@ -88,6 +108,23 @@ impl Place {
     /// Written and removed to see whether there is room again.
     pub(super) fn trial(&self) -> PathBuf {
         self.directory.join(format!(".{}.trial", self.stem))
+    }
+
+    /// Holds the indexes and what was cut off; beside the logs, so that whoever collects those meets lines only.
+    pub(super) fn index_directory(&self) -> PathBuf {
+        self.directory.join(format!(".{}.index", self.stem))
+    }
+
+    /// The index of the segment that has this number, or will have it.
+    pub(super) fn index(&self, sequence: u64) -> PathBuf {
+        self.index_directory()
+            .join(format!("{sequence:06}{INDEX_SUFFIX}"))
+    }
+
+    /// What was cut off a segment at this offset.
+    pub(super) fn torn(&self, sequence: u64, offset: u64) -> PathBuf {
+        self.index_directory()
+            .join(format!("{sequence:06}-{offset}{TORN_SUFFIX}"))
     }
 
     /// Name of a segment that is closed now.
@@ -245,6 +282,23 @@ mod tests {
             "osquery_result-20261121é-000001.log",
         ] {
             assert_eq!(place.parse_closed(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_beside_the_logs_are_read_back() {
+        let place = Place::new(Path::new(""), Path::new("/s"), "osquery_result");
+        let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+        for sequence in [1, 999_999, 1_000_000] {
+            let index = name(place.index(sequence));
+            assert_eq!(parse_index(&index), Some(sequence));
+            assert_eq!(parse_torn(&index), None);
+            let torn = name(place.torn(sequence, 77));
+            assert_eq!(parse_torn(&torn), Some(sequence));
+            assert_eq!(parse_index(&torn), None);
+        }
+        for other in ["1.idx", "00000a.idx", "000001.idx.old", "000001-x.torn"] {
+            assert_eq!((parse_index(other), parse_torn(other)), (None, None));
         }
     }
 

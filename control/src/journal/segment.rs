@@ -1,25 +1,24 @@
-//! The active file of a series, opened: append with one sync, cut back on failure, close by renaming.
+//! The active file of a series, opened with its index; and closed, by renaming.
 //!
-//! Owner of the state: the writer thread. Invariants: the file ends with a line break whenever no append is under
-//! way; the directory entry is on disk before the first append returns.
+//! Owner of the state: the writer thread. Invariants: the log ends with a line break whenever no append is under way;
+//! the directory entries of both files are on disk before the first append returns; what is cut off is on disk elsewhere
+//! before it is cut.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, IoSlice, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
-use std::time::SystemTime;
+use std::io::{self, IoSlice, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::paired::{Failure, Paired};
 use super::place::Place;
-
-/// How far back from its end a file is searched for the start of a torn line.
-const TORN_LINE_BYTES_MAX: u64 = 64 << 20;
-const CHUNK_BYTES: u64 = 64 << 10;
+use super::record::Record;
+use super::recovery::{Findings, IndexState, Trust};
 
 /// An open active file.
 pub(super) struct Segment {
-    file: File,
-    /// Bytes that were acknowledged, or found at the opening.
-    length: u64,
+    paired: Paired<File>,
+    sequence: u64,
     begun: SystemTime,
     identity: (u64, u64),
 }
@@ -27,8 +26,18 @@ pub(super) struct Segment {
 /// What the opening found.
 pub(super) struct Opened {
     pub(super) segment: Segment,
-    /// A line without an end was cut off.
-    pub(super) is_torn: bool,
+    /// What was cut off.
+    pub(super) torn: Option<Torn>,
+    pub(super) index: IndexState,
+    /// Bytes that were in the file.
+    pub(super) length: u64,
+}
+
+/// Bytes that no longer are in the log.
+pub(super) struct Torn {
+    pub(super) bytes: u64,
+    /// Where they are.
+    pub(super) path: PathBuf,
 }
 
 /// How the name stands to the open file.
@@ -43,45 +52,33 @@ pub(super) enum Standing {
 }
 
 impl Segment {
-    /// Opens or makes the active file, and cuts off a torn last line.
-    pub(super) fn open(place: &Place) -> io::Result<Opened> {
+    /// Opens or makes the active file, which is to be closed under this number, and its index.
+    pub(super) fn open(place: &Place, sequence: u64, trust: Trust) -> io::Result<Opened> {
         make_directory(place.directory())?;
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(place.active())?;
+        make_directory(&place.index_directory())?;
+        let log = open_for_append(&place.active())?;
+        let index = open_for_append(&place.index(sequence))?;
+        sync_directory(&place.index_directory())?;
         sync_directory(place.directory())?;
-        let length = file.metadata()?.len();
-        let keep = whole_lines(&file, length)?;
-        match keep {
-            Some(keep) if keep < length => {
-                file.set_len(keep)?;
-                file.sync_all()?;
-            }
-            Some(_) => {}
-            // No line can be that long: leave what is there, but let the next line begin on its own.
-            None => {
-                (&file).write_all(b"\n")?;
-                file.sync_all()?;
-            }
-        }
-        let metadata = file.metadata()?;
+        let findings = Paired::examine(&log, &index, sequence, trust)?;
+        let torn = set_aside(&log, &findings, place, sequence)?;
+        let metadata = log.metadata()?;
         Ok(Opened {
             segment: Self {
-                length: metadata.len(),
                 begun: metadata.created().or_else(|_| metadata.modified())?,
                 identity: (metadata.dev(), metadata.ino()),
-                file,
+                paired: Paired::adopt(log, index, sequence, &findings, unix_ms(SystemTime::now()))?,
+                sequence,
             },
-            is_torn: keep != Some(length),
+            torn,
+            index: findings.index,
+            length: findings.length,
         })
     }
 
     /// Bytes in the file.
     pub(super) fn length(&self) -> u64 {
-        self.length
+        self.paired.length()
     }
 
     /// When the file was made.
@@ -89,11 +86,20 @@ impl Segment {
         self.begun
     }
 
+    /// The number under which it is closed.
+    pub(super) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    pub(super) fn paired(&self) -> &Paired<File> {
+        &self.paired
+    }
+
     /// Whether the name still leads to this file.
     pub(super) fn standing(&self, place: &Place) -> io::Result<Standing> {
         match std::fs::metadata(place.active()) {
             Ok(metadata) if (metadata.dev(), metadata.ino()) == self.identity => {
-                Ok(if metadata.len() == self.length {
+                Ok(if metadata.len() == self.length() {
                     Standing::Ours
                 } else {
                     Standing::Resized
@@ -105,67 +111,67 @@ impl Segment {
         }
     }
 
-    /// Writes all slices and syncs. On error nothing of them is meant to stay, and the segment must be dropped: what
-    /// the page cache holds after a failed sync is not known.
-    pub(super) fn append(&mut self, mut slices: &mut [IoSlice<'_>], bytes: u64) -> io::Result<()> {
-        let result = write_all(&self.file, &mut slices).and_then(|()| self.file.sync_data());
-        match result {
-            Ok(()) => {
-                self.length += bytes;
-                Ok(())
-            }
-            Err(error) => {
-                if let Err(cut_error) = self.file.set_len(self.length) {
-                    tracing::warn!(error = %cut_error, "could not cut the journal back; complete lines may appear twice");
-                }
-                Err(error)
-            }
-        }
+    /// Writes all slices and syncs. On error the segment must be dropped.
+    pub(super) fn append(
+        &mut self,
+        slices: &mut [IoSlice<'_>],
+        records: &[Record],
+    ) -> Result<(), Failure> {
+        self.paired.append(slices, records)
     }
 
-    /// Gives the file its closed name. The next one is made by the next [`Segment::open`].
-    pub(super) fn close(&self, place: &Place, closed_name: &str) -> io::Result<()> {
-        let closed = place.directory().join(closed_name);
-        if closed.try_exists()? {
-            return Err(io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                format!("{closed_name} exists"),
-            ));
-        }
-        std::fs::rename(place.active(), closed)?;
-        sync_directory(place.directory())
+    /// Puts the index on disk.
+    pub(super) fn sync_index(&mut self) -> io::Result<()> {
+        self.paired.sync_index()
     }
 }
 
-fn write_all(mut file: &File, slices: &mut &mut [IoSlice<'_>]) -> io::Result<()> {
-    while !slices.is_empty() {
-        match file.write_vectored(slices) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => IoSlice::advance_slices(slices, count),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+/// Gives the active file its closed name. The next one is made by the next [`Segment::open`].
+pub(super) fn close(place: &Place, closed_name: &str) -> io::Result<()> {
+    let closed = place.directory().join(closed_name);
+    if closed.try_exists()? {
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            format!("{closed_name} exists"),
+        ));
     }
-    Ok(())
+    std::fs::rename(place.active(), closed)?;
+    sync_directory(place.directory())
 }
 
-/// Bytes up to and with the last line break; `None` when there is none within the bound. Looks only at the tail, so it
-/// takes no longer for a long file.
-fn whole_lines(file: &File, length: u64) -> io::Result<Option<u64>> {
-    let floor = length.saturating_sub(TORN_LINE_BYTES_MAX);
-    let mut end = length;
-    let mut chunk = Vec::new();
-    while end > floor {
-        let start = end.saturating_sub(CHUNK_BYTES).max(floor);
-        // At most CHUNK_BYTES.
-        chunk.resize(usize::try_from(end - start).unwrap_or(0), 0);
-        file.read_exact_at(&mut chunk, start)?;
-        if let Some(at) = chunk.iter().rposition(|byte| *byte == b'\n') {
-            return Ok(Some(start + at as u64 + 1));
-        }
-        end = start;
+fn open_for_append(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Copies what is about to be cut off to a file of its own.
+fn set_aside(
+    log: &File,
+    findings: &Findings,
+    place: &Place,
+    sequence: u64,
+) -> io::Result<Option<Torn>> {
+    let bytes = findings.length.saturating_sub(findings.keep);
+    if bytes == 0 {
+        return Ok(None);
     }
-    Ok((floor == 0).then_some(0))
+    let path = place.torn(sequence, findings.keep);
+    let mut aside = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path)?;
+    let mut from = log;
+    from.seek(SeekFrom::Start(findings.keep))?;
+    io::copy(&mut from.take(bytes), &mut aside)?;
+    aside.sync_all()?;
+    sync_directory(&place.index_directory())?;
+    Ok(Some(Torn { bytes, path }))
 }
 
 /// Makes the directory and those above it, for us alone.
@@ -188,4 +194,10 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
 /// Makes names in a directory as durable as the files.
 pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
+}
+
+/// Unix milliseconds.
+pub(super) fn unix_ms(at: SystemTime) -> u64 {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,7 +1,9 @@
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
+use std::time::Instant;
 
+use bytes::Bytes;
 use fleet_protocol::config::LogCompression;
 use fleet_protocol::ids::HostId;
 use tempfile::TempDir;
@@ -10,7 +12,7 @@ use super::*;
 
 const WAIT: Duration = Duration::from_secs(20);
 
-fn log(text: &str) -> Log {
+pub(super) fn log(text: &str) -> Log {
     Log {
         host: HostId(1),
         log_type: LogType::Result,
@@ -19,23 +21,37 @@ fn log(text: &str) -> Log {
     }
 }
 
-fn directory(state: &Path) -> PathBuf {
+pub(super) fn directory(state: &Path) -> PathBuf {
     state.join("log/osquery_result")
 }
 
-fn active(state: &Path) -> PathBuf {
+pub(super) fn active(state: &Path) -> PathBuf {
     directory(state).join("osquery_result.log")
 }
 
-fn open(state: &Path, options: &Filesystem) -> Arc<Journal> {
+pub(super) fn open(state: &Path, options: &Filesystem) -> Arc<Journal> {
     Journal::open(options, state).unwrap()
 }
 
-async fn append(journal: &Journal, text: &str) -> Result<(), Error> {
-    journal.append(LogType::Result, vec![log(text)]).await
+pub(super) async fn append(journal: &Journal, text: &str) -> Result<(), Error> {
+    append_as(journal, LogType::Result, text).await
 }
 
-async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+pub(super) async fn append_as(
+    journal: &Journal,
+    log_type: LogType,
+    text: &str,
+) -> Result<(), Error> {
+    let log = Log {
+        log_type,
+        ..log(text)
+    };
+    let mut fates = journal.append(log_type, vec![log]).await;
+    assert_eq!(fates.len(), 1);
+    fates.remove(0)
+}
+
+pub(super) async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     let deadline = Instant::now() + WAIT;
     while !is_true() {
         assert!(Instant::now() < deadline, "timed out: {what}");
@@ -43,7 +59,7 @@ async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     }
 }
 
-fn names(directory: &Path) -> BTreeSet<String> {
+pub(super) fn names(directory: &Path) -> BTreeSet<String> {
     std::fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -52,7 +68,7 @@ fn names(directory: &Path) -> BTreeSet<String> {
 }
 
 /// Every line in the directory, unpacked.
-fn all_lines(directory: &Path) -> Vec<String> {
+pub(super) fn all_lines(directory: &Path) -> Vec<String> {
     let mut all = String::new();
     for name in names(directory) {
         let file = std::fs::File::open(directory.join(&name)).unwrap();
@@ -115,8 +131,7 @@ async fn types_have_their_own_files_and_modes_are_private() {
     let state = TempDir::new().unwrap();
     let journal = open(state.path(), &Filesystem::default());
     append(&journal, "{\"r\":1}\n").await.unwrap();
-    journal
-        .append(LogType::Status, vec![log("{\"s\":1}\n")])
+    append_as(&journal, LogType::Status, "{\"s\":1}\n")
         .await
         .unwrap();
     let status = state.path().join("log/osquery_status/osquery_status.log");
@@ -138,8 +153,7 @@ async fn both_types_may_share_one_file() {
     };
     let journal = open(state.path(), &options);
     append(&journal, "{\"r\":1}\n").await.unwrap();
-    journal
-        .append(LogType::Status, vec![log("{\"s\":1}\n")])
+    append_as(&journal, LogType::Status, "{\"s\":1}\n")
         .await
         .unwrap();
     assert_eq!(
@@ -188,10 +202,9 @@ async fn a_long_torn_line_is_cut_off_over_chunks() {
 async fn a_missing_line_break_is_added() {
     let state = TempDir::new().unwrap();
     let journal = open(state.path(), &Filesystem::default());
-    journal
-        .append(LogType::Result, vec![log("{\"a\":1}"), log("{\"b\":1}\n")])
-        .await
-        .unwrap();
+    let logs = vec![log("{\"a\":1}"), log("{\"b\":1}\n")];
+    let fates = journal.append(LogType::Result, logs).await;
+    assert_eq!(fates, [Ok(()), Ok(())]);
     assert_eq!(
         std::fs::read_to_string(active(state.path())).unwrap(),
         "{\"a\":1}\n{\"b\":1}\n"
@@ -280,7 +293,9 @@ async fn numbers_go_on_after_a_restart() {
     };
     for round in 1..=3 {
         let journal = open(state.path(), &options);
-        append(&journal, "{}\n").await.unwrap();
+        append(&journal, &format!("{{\"n\":{round}}}\n"))
+            .await
+            .unwrap();
         until("the segment is closed", || {
             names(&directory(state.path())).len() == round + 1
         })

@@ -2,7 +2,7 @@
 //!
 //! Owner of the state: this thread, for the lock, the open segment and the sequence number.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
@@ -11,11 +11,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant, SystemTime};
 
 use fleet_protocol::config::Filesystem;
+use hashbrown::HashSet;
 
-use super::closed;
+use super::paired::Failure;
 use super::place::Place;
-use super::segment::{Segment, Standing, make_directory};
-use super::{Append, Error, LogStatistics, Message, Shared};
+use super::record::{Kind, Record};
+use super::repeats::Key;
+use super::segment::{self, Segment, Standing, unix_ms};
+use super::series::{Append, Entry, Message, Shared};
+use super::{Error, LogStatistics, room};
 
 /// A group takes no more appends beyond this, so that the first of them does not wait for ever.
 const GROUP_BYTES_MAX: u64 = 16 << 20;
@@ -27,22 +31,31 @@ const TRIAL_INTERVAL: Duration = Duration::from_secs(2);
 const TRIAL_BYTES: usize = 64 << 10;
 /// A rotation that failed is tried again after this time.
 const ROTATION_RETRY: Duration = Duration::from_secs(30);
+/// Records are on disk at the latest this long after their lines.
+const INDEX_SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest sleep; the age of a segment is looked at after each.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 const IDLE_MIN: Duration = Duration::from_millis(10);
 
 pub(super) struct Writer {
-    place: Place,
+    pub(super) place: Place,
     /// Size at which a segment is closed.
     bytes_max: Option<u64>,
     /// Age at which a segment is closed.
     age_max: Option<Duration>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     archive_wakes: SyncSender<()>,
-    lock: Option<File>,
-    segment: Option<Segment>,
-    /// Of the last closed segment.
-    sequence: Option<u64>,
+    pub(super) lock: Option<File>,
+    pub(super) segment: Option<Segment>,
+    /// Of the active segment.
+    pub(super) sequence: Option<u64>,
+    /// The active file must not be written again.
+    pub(super) is_suspect: bool,
+    /// What the last life stored is known.
+    pub(super) is_refilled: bool,
+    /// Stored by the last life, and under way again before that was known.
+    pub(super) stored_before: HashSet<Key>,
+    index_synced_at: Instant,
     rotate_not_before: Instant,
 }
 
@@ -63,6 +76,10 @@ impl Writer {
             lock: None,
             segment: None,
             sequence: None,
+            is_suspect: false,
+            is_refilled: false,
+            stored_before: HashSet::new(),
+            index_synced_at: Instant::now(),
             rotate_not_before: Instant::now(),
         }
     }
@@ -75,6 +92,7 @@ impl Writer {
             match messages.recv_timeout(self.idle_wait()) {
                 Ok(Message::Append(first)) => {
                     let is_last = self.take_group(first, messages);
+                    self.sync_index_when_due();
                     self.rotate_when_due();
                     if is_last {
                         break;
@@ -90,17 +108,18 @@ impl Writer {
                 self.take_group(first, messages);
             }
         }
+        self.sync_index();
     }
 
     /// Stores one append and those that wait behind it; true when told to stop.
     fn take_group(&mut self, first: Append, messages: &Receiver<Message>) -> bool {
-        let (mut slices, mut bytes) = (first.lines.len(), first.bytes);
+        let (mut slices, mut bytes) = (first.entries.len(), first.bytes);
         let mut group = vec![first];
         let mut is_last = false;
         while bytes < GROUP_BYTES_MAX && slices < GROUP_SLICES_MAX {
             match messages.try_recv() {
                 Ok(Message::Append(append)) => {
-                    slices += append.lines.len();
+                    slices += append.entries.len();
                     bytes += append.bytes;
                     group.push(append);
                 }
@@ -132,15 +151,17 @@ impl Writer {
                     .observe_us(micros(ended - append.arrived));
                 if fate.is_ok() {
                     statistics.appends += 1;
-                    statistics.lines += append.line_count;
                 } else {
                     statistics.failures += 1;
                 }
             }
-            if let Ok(bytes) = result {
-                statistics.bytes += bytes;
-                statistics.syncs += 1;
+            if let Ok(stored) = result {
+                statistics.lines += stored.lines;
+                statistics.bytes += stored.bytes;
+                statistics.syncs += stored.syncs;
                 statistics.sync_us.observe_us(sync_us);
+                statistics.duplicate_batches += stored.duplicate_batches;
+                statistics.duplicate_lines += stored.duplicate_lines;
                 statistics.segment_bytes = self.segment.as_ref().map_or(0, Segment::length);
             }
         }
@@ -148,6 +169,8 @@ impl Writer {
             Ok(_) => self.clear_fault(),
             Err(error) => self.set_fault(&error),
         }
+        self.shared
+            .end(group.iter().flat_map(|append| &append.entries), &fate);
         for append in group {
             self.shared
                 .waiting_bytes
@@ -157,86 +180,119 @@ impl Writer {
         }
     }
 
-    /// Bytes written and synced.
-    fn store(&mut self, group: &[Append]) -> io::Result<u64> {
-        let mut bytes = 0_u64;
-        let mut slices = Vec::with_capacity(group.len() * 2);
-        for lines in group.iter().flat_map(|append| &append.lines) {
-            bytes += lines.len() as u64;
-            slices.push(IoSlice::new(lines));
-            if lines.last() != Some(&b'\n') {
-                bytes += 1;
-                slices.push(IoSlice::new(b"\n"));
+    /// After a sync that failed the group goes once to a new file: the kernel has dropped what it could not write and would
+    /// report success for the old one. See [`Failure::is_suspect`].
+    fn store(&mut self, group: &[Append]) -> io::Result<Stored> {
+        match self.try_store(group) {
+            Err(failure) if failure.is_suspect => {
+                tracing::warn!(file = %self.place.active().display(), error = %failure.error, "a write was lost; the lines go to a new file");
+                self.try_store(group).map_err(|failure| failure.error)
             }
+            result => result.map_err(|failure| failure.error),
         }
-        let segment = self.ready_segment()?;
-        let result = segment.append(&mut slices, bytes);
-        if result.is_err() {
-            self.segment = None;
-        }
-        result.map(|()| bytes)
     }
 
-    /// The open segment that the active name leads to.
-    fn ready_segment(&mut self) -> io::Result<&mut Segment> {
-        self.ready_lock()?;
-        if let Some(segment) = &self.segment {
-            let standing = segment.standing(&self.place)?;
-            if standing != Standing::Ours {
-                self.shared.statistics().displaced += 1;
-                tracing::info!(file = %self.place.active().display(), ?standing, "log file was changed from outside; opening it again");
-                self.segment = None;
-            }
-        }
-        let segment = match self.segment.take() {
-            Some(segment) => segment,
-            None => self.open_segment()?,
+    fn try_store(&mut self, group: &[Append]) -> Result<Stored, Failure> {
+        let sound = |error| Failure {
+            error,
+            is_suspect: false,
         };
-        Ok(self.segment.insert(segment))
+        self.ready_segment().map_err(sound)?;
+        let entries = || group.iter().flat_map(|append| &append.entries);
+        let mut stored = Stored::default();
+        let mut fresh: Vec<&Entry> = Vec::new();
+        for entry in entries() {
+            if self.stored_before.contains(&entry.key) {
+                stored.duplicate_batches += 1;
+                stored.duplicate_lines += u64::from(entry.line_count);
+            } else {
+                stored.bytes += entry.lines.len() as u64;
+                stored.lines += u64::from(entry.line_count);
+                fresh.push(entry);
+            }
+        }
+        if !fresh.is_empty() {
+            room::ensure(self.place.directory(), stored.bytes).map_err(sound)?;
+            self.append(&fresh)?;
+            stored.syncs = 1;
+        }
+        for entry in entries() {
+            self.stored_before.remove(&entry.key);
+        }
+        Ok(stored)
     }
 
-    fn open_segment(&mut self) -> io::Result<Segment> {
-        let opened = Segment::open(&self.place)?;
-        if self.sequence.is_none() {
-            self.sequence = Some(closed::last_sequence(&self.place)?);
-        }
-        let mut statistics = self.shared.statistics();
-        statistics.segment_bytes = opened.segment.length();
-        if opened.is_torn {
-            statistics.torn_lines += 1;
-            tracing::warn!(file = %self.place.active().display(), "cut off a line that was never completed");
-        }
-        Ok(opened.segment)
-    }
-
-    /// A predecessor that is still being killed may hold the lock for a moment; two writers would cut each other's
-    /// lines.
-    fn ready_lock(&mut self) -> io::Result<()> {
-        if self.lock.is_some() {
+    fn append(&mut self, entries: &[&Entry]) -> Result<(), Failure> {
+        let Some(segment) = &mut self.segment else {
             return Ok(());
+        };
+        let group = segment.length();
+        let stored_ms = unix_ms(SystemTime::now());
+        let mut offset = group;
+        let mut slices = Vec::with_capacity(entries.len());
+        let mut records = Vec::with_capacity(entries.len());
+        for entry in entries {
+            slices.push(IoSlice::new(&entry.lines));
+            records.push(Record {
+                group,
+                offset,
+                // A request is bounded by the size of a frame.
+                length: u32::try_from(entry.lines.len()).unwrap_or(u32::MAX),
+                line_count: entry.line_count,
+                stored_ms,
+                host: entry.key.host,
+                fingerprint: entry.key.fingerprint,
+                kind: Kind::Batch(entry.key.log_type),
+            });
+            offset += entry.lines.len() as u64;
         }
-        make_directory(self.place.directory())?;
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(self.place.lock())?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::Error(error) => error,
-            TryLockError::WouldBlock => io::Error::new(
-                io::ErrorKind::WouldBlock,
-                format!("another process holds {}", self.place.lock().display()),
-            ),
-        })?;
-        self.lock = Some(lock);
-        Ok(())
+        if !segment.paired().is_index_unsynced() {
+            self.index_synced_at = Instant::now();
+        }
+        let result = segment.append(&mut slices, &records);
+        if let Err(failure) = &result {
+            self.segment = None;
+            self.is_suspect |= failure.is_suspect;
+        }
+        result
+    }
+
+    fn sync_index_when_due(&mut self) {
+        let is_due = self.segment.as_ref().is_some_and(|segment| {
+            let paired = segment.paired();
+            paired.must_sync_index()
+                || (paired.is_index_unsynced()
+                    && self.index_synced_at.elapsed() >= INDEX_SYNC_INTERVAL)
+        });
+        if is_due {
+            self.sync_index();
+        }
+    }
+
+    /// Nobody waits for it. When it fails, nothing that was acknowledged is lost, but the file is not written again.
+    fn sync_index(&mut self) {
+        let Some(segment) = &mut self.segment else {
+            return;
+        };
+        if let Err(error) = segment.sync_index() {
+            tracing::warn!(file = %self.place.active().display(), %error, "the log's index cannot be synced; the next lines go to a new file");
+            self.segment = None;
+            self.is_suspect = true;
+        }
     }
 
     fn idle_wait(&self) -> Duration {
         if !self.shared.statistics().is_healthy {
             return TRIAL_INTERVAL;
         }
+        let until_sync = self
+            .segment
+            .as_ref()
+            .filter(|segment| segment.paired().is_index_unsynced())
+            .map_or(IDLE_MAX, |_| {
+                INDEX_SYNC_INTERVAL.saturating_sub(self.index_synced_at.elapsed())
+            })
+            .max(IDLE_MIN);
         let until_due = self.age_max.and_then(|age_max| {
             let segment = self.segment.as_ref()?;
             (segment.length() > 0).then(|| age_max.saturating_sub(age_of(segment)))
@@ -251,9 +307,11 @@ impl Writer {
                 .clamp(IDLE_MIN, IDLE_MAX),
             None => IDLE_MAX,
         }
+        .min(until_sync)
     }
 
     fn idle(&mut self) {
+        self.sync_index_when_due();
         if self.shared.statistics().is_healthy {
             self.rotate_when_due();
             return;
@@ -267,6 +325,7 @@ impl Writer {
     /// Whether lines could be stored, without storing any.
     fn try_room(&mut self) -> io::Result<()> {
         self.ready_segment()?;
+        room::ensure(self.place.directory(), TRIAL_BYTES as u64)?;
         let path = self.place.trial();
         let result = OpenOptions::new()
             .write(true)
@@ -312,12 +371,17 @@ impl Writer {
             self.segment = None;
             return Ok(());
         }
-        let sequence = self.sequence.unwrap_or(0) + 1;
-        segment.close(
+        let sequence = segment.sequence();
+        self.sync_index();
+        if self.segment.is_none() {
+            // Closed by the next append.
+            return Ok(());
+        }
+        segment::close(
             &self.place,
             &self.place.closed_name(SystemTime::now(), sequence),
         )?;
-        self.sequence = Some(sequence);
+        self.sequence = Some(sequence + 1);
         self.segment = None;
         self.shared.statistics().rotations += 1;
         // Full means that a wake is pending already.
@@ -351,6 +415,16 @@ impl Writer {
             tracing::info!(file = %self.place.active().display(), "log lines can be stored again");
         }
     }
+}
+
+/// What became of a group.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stored {
+    lines: u64,
+    bytes: u64,
+    syncs: u64,
+    duplicate_batches: u64,
+    duplicate_lines: u64,
 }
 
 fn age_of(segment: &Segment) -> Duration {

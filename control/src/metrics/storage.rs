@@ -127,7 +127,7 @@ pub(super) fn journal(
     all: &[(&'static str, LogStatistics)],
 ) -> Result<(), Error> {
     type Counter = (&'static str, &'static str, fn(&LogStatistics) -> u64);
-    let counters: [Counter; 7] = [
+    let counters: [Counter; 11] = [
         (
             "fleet_control_journal_appends",
             "Appends acknowledged.",
@@ -150,8 +150,28 @@ pub(super) fn journal(
         ),
         (
             "fleet_control_journal_torn_lines",
-            "Lines without an end that were cut off at opening.",
+            "Times that an unfinished end was cut off at opening and put aside.",
             |log| log.torn_lines,
+        ),
+        (
+            "fleet_control_journal_index_faults",
+            "Indexes that were unreadable, or knew more than their file had.",
+            |log| log.index_faults,
+        ),
+        (
+            "fleet_control_journal_retired",
+            "Files that were closed because a sync had failed.",
+            |log| log.retired,
+        ),
+        (
+            "fleet_control_journal_duplicate_batches",
+            "Batches that a host sent again within a minute; acknowledged, not stored again.",
+            |log| log.duplicate_batches,
+        ),
+        (
+            "fleet_control_journal_duplicate_lines",
+            "Lines in batches that were sent again.",
+            |log| log.duplicate_lines,
         ),
         (
             "fleet_control_journal_rotations",
@@ -182,6 +202,24 @@ fn journal_sizes(page: &mut Page<'_>, all: &[(&'static str, LogStatistics)]) -> 
         ),
         Some(Unit::Bytes),
         logs().map(|(label, log)| ([*label], log.bytes)),
+    )?;
+    page.counter(
+        by(
+            "fleet_control_journal_torn",
+            "Bytes that were cut off at opening and put aside.",
+            "log_type",
+        ),
+        Some(Unit::Bytes),
+        logs().map(|(label, log)| ([*label], log.torn_bytes)),
+    )?;
+    page.gauge(
+        by(
+            "fleet_control_journal_remembered_batches",
+            "Batches of the last minute that would be known again.",
+            "log_type",
+        ),
+        None,
+        logs().map(|(label, log)| ([*label], log.remembered_batches)),
     )?;
     page.gauge(
         by(
