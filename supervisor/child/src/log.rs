@@ -43,7 +43,10 @@ where
 {
     let is_json = Arc::new(AtomicBool::new(logging.json));
     let (filter, handle) = reload::Layer::new(style.filter(logging));
+    // A log that cannot be written (its disk is full) is no reason to die: the library would tell so on standard error,
+    // and panic when that cannot be written either.
     let text = layer::layer()
+        .log_internal_errors(false)
         .with_ansi(style.is_coloured)
         .event_format(Form {
             format: format::format()
@@ -54,6 +57,7 @@ where
         })
         .with_writer(writer.clone());
     let json = layer::layer()
+        .log_internal_errors(false)
         .fmt_fields(JsonFields::new())
         .event_format(Form {
             format: format::format()
