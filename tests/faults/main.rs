@@ -3,5 +3,12 @@
 //!
 //! `FLEET_FAULTS_DIR=/tmp/faults cargo nextest run -p fleet-tests --test faults` keeps a row of each run there, and
 //! `cargo run -p fleet-tests --bin faults-table /tmp/faults` shows them as a table.
+//!
+//! The faults of an upgrade are in `e2e/upgrade.rs`.
 
 mod kills;
+mod limits;
+mod machine;
+mod network;
+mod stalls;
+mod stores;

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::fault_table;
 use crate::https::Https;
 use crate::netns::Namespace;
 use crate::process::{Process, binary, is_alive, run};
@@ -25,6 +26,7 @@ pub struct Options {
     flags: Vec<String>,
     file: Option<String>,
     namespace: Option<Arc<Namespace>>,
+    environment: Vec<(String, String)>,
 }
 
 impl Options {
@@ -41,6 +43,12 @@ impl Options {
     /// Serves in a network namespace.
     pub fn within(mut self, namespace: &Arc<Namespace>) -> Self {
         self.namespace = Some(Arc::clone(namespace));
+        self
+    }
+
+    /// Sets a variable in the environment of all its processes.
+    pub fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self.environment.push((name.to_owned(), value.to_string()));
         self
     }
 
@@ -122,6 +130,9 @@ impl Gateway {
             command
                 .arg("start")
                 .args(&flags)
+                // Not an option of the gateway.
+                .env_remove(fault_table::DIRECTORY)
+                .envs(options.environment.iter().cloned())
                 .stdin(Stdio::null())
                 .stdout(banner)
                 .stderr(log),
@@ -276,6 +287,7 @@ impl Gateway {
             flags: self.flags.split_off(FLAGS_ALWAYS),
             file: Some(yaml.to_owned()),
             namespace: self.namespace.take(),
+            environment: Vec::new(),
         };
         Self::start_in(self.dir.take().unwrap(), options)
     }
@@ -295,6 +307,7 @@ impl Gateway {
             flags: self.flags.split_off(FLAGS_ALWAYS),
             file,
             namespace: self.namespace.take(),
+            environment: Vec::new(),
         };
         Self::start_in(dir, options)
     }

@@ -77,7 +77,8 @@ impl MariaDb {
             .unwrap_or_else(|| panic!("failed: {statement}"))
     }
 
-    fn try_sql(&self, statement: &str) -> Option<String> {
+    /// As [`MariaDb::sql`]; `None` when the server says no.
+    pub fn try_sql(&self, statement: &str) -> Option<String> {
         let output = run(Command::new("mariadb")
             .arg("--no-defaults")
             .arg(format!("--socket={}", self.socket().display()))
@@ -141,5 +142,9 @@ impl Redis {
         if let Some(mut server) = self.server.take() {
             server.kill();
         }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.server.as_ref().unwrap().signal(signal);
     }
 }
