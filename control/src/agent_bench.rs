@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::sync::Arc;
 
 use fleet_protocol::agent::{Answer, Enroll, QueryResult, Request, Work, Write};
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 use crate::agents::Agents;
 use crate::bus::Bus;
 use crate::enroll::hash_key;
+use crate::spool::Spool;
 use crate::store::Store;
 
 /// Agents over an embedded store of their own.
@@ -41,8 +43,20 @@ impl Bench {
     }
 
     pub(crate) async fn agents(store: &Arc<Store>, config: &Config) -> Arc<Agents> {
+        // In a directory that is not there nothing can be kept.
+        Self::agents_in(store, config, Path::new("/nonexistent")).await
+    }
+
+    pub(crate) async fn agents_in(
+        store: &Arc<Store>,
+        config: &Config,
+        state_dir: &Path,
+    ) -> Arc<Agents> {
         let bus = Arc::new(Bus::open(config).unwrap());
-        Agents::load(Arc::clone(store), bus, config).await.unwrap()
+        let spool = Arc::new(Spool::open(state_dir));
+        Agents::load(Arc::clone(store), bus, spool, config)
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn one(&self, request: Request, now: UnixSeconds) -> Answer {

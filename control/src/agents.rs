@@ -29,6 +29,7 @@ use crate::pacer;
 use crate::results::Warned;
 use crate::roster::Roster;
 use crate::seen::SeenMarks;
+use crate::spool::Spool;
 use crate::store::Store;
 use crate::work::Schedule;
 
@@ -72,6 +73,7 @@ pub(crate) struct Counts {
 pub(crate) struct Agents {
     pub(crate) store: Arc<Store>,
     pub(crate) bus: Arc<Bus>,
+    pub(crate) spool: Arc<Spool>,
     pub(crate) options: Options,
     pub(crate) roster: Arc<Mutex<Roster>>,
     pub(crate) secrets: Mutex<SecretSet>,
@@ -94,6 +96,7 @@ impl Agents {
     pub(crate) async fn load(
         store: Arc<Store>,
         bus: Arc<Bus>,
+        spool: Arc<Spool>,
         config: &Config,
     ) -> anyhow::Result<Arc<Self>> {
         let schedule = Schedule::of(&config.osquery);
@@ -101,6 +104,7 @@ impl Agents {
         let agents = Arc::new(Self {
             store,
             bus,
+            spool,
             options: Options {
                 node_key_size: config.osquery.node_key_size,
                 host_identifier: config.osquery.host_identifier,

@@ -3,7 +3,6 @@
 //! Invariants: a store that is away at start is waited for, with the operator sockets answering; only what a restart
 //! cannot mend (bad configuration, missing migrations) is an error. Tasks that must run for ever are watched.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,7 +11,6 @@ use fleet_protocol::config::Config;
 use fleet_protocol::feed::Feed;
 use fleet_protocol::ids::{BootNonce, FeedSeq};
 use fleet_protocol::link::{Batch, BatchReply};
-use fleet_protocol::secret::Secret;
 use fleet_protocol::slot::{Gateway, StartControl};
 use fleet_protocol::stats::{ControlStats, Dependency};
 use tokio::net::UnixListener;
@@ -30,11 +28,15 @@ use crate::metrics::{self, Sources};
 use crate::operator::{self, Deps};
 use crate::process::resident_bytes;
 use crate::server::{Backend, FeedSource, Server};
+use crate::spool::Spool;
 use crate::store::{self, Store};
 use crate::{inherit, waiting};
 
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// In a row; then it is a matter of the configuration. The supervisor ends the server if control never worked, and
+/// starts control again if it did.
+const DENIALS_MAX: u32 = 4;
 /// What is told to the supervisor is found out this often; a health check of our own costs a statement.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 const PING_DEADLINE: Duration = Duration::from_secs(2);
@@ -67,6 +69,8 @@ impl FeedSource for Subscription {
 enum Obstacle {
     /// Come again.
     Later(String),
+    /// Come again a few times: what is denied is seldom allowed by waiting.
+    Denied(String),
     /// A restart would not help.
     Fatal(String),
 }
@@ -77,6 +81,7 @@ impl From<store::Error> for Obstacle {
             store::Error::Unavailable(_) | store::Error::Failed(_) => {
                 Self::Later(error.to_string())
             }
+            store::Error::Denied(_) => Self::Denied(error.to_string()),
             store::Error::NotPrepared { .. } | store::Error::Invalid(_) => {
                 Self::Fatal(error.to_string())
             }
@@ -120,8 +125,11 @@ pub(crate) async fn assemble(
     let operators = listener(start.operator_fd)?;
     let journal = Journal::open(&start.config.filesystem, &start.state_dir)
         .map_err(|error| format!("cannot start the journal's threads: {error}"))?;
+    let state_dir = start.state_dir.clone();
+    let spool = tokio::task::spawn_blocking(move || Spool::open(&state_dir)).await;
+    let spool = Arc::new(spool.map_err(|error| format!("cannot open the spool: {error}"))?);
     let (store, bus, agents) = tokio::select! {
-        found = find_store(start, stats) => found?,
+        found = find_store(start, &spool, stats) => found?,
         () = waiting::serve(&tunnels, &operators) => return Err("operator sockets failed".into()),
     };
     let carves = Arc::new(Carves::new(
@@ -145,16 +153,27 @@ pub(crate) async fn assemble(
 /// Retries until store and directory are loaded.
 async fn find_store(
     start: &StartControl,
+    spool: &Arc<Spool>,
     stats: &watch::Sender<ControlStats>,
 ) -> Result<(Arc<Store>, Arc<Bus>, Arc<Agents>), String> {
     let mut pause = RETRY_FIRST;
+    let mut denials = 0;
     loop {
-        let reason =
-            match try_store(&start.config, &start.state_dir, &start.first_enroll_secret).await {
-                Ok(found) => return Ok(found),
-                Err(Obstacle::Fatal(reason)) => return Err(reason),
-                Err(Obstacle::Later(reason)) => reason,
-            };
+        let reason = match try_store(start, spool).await {
+            Ok(found) => return Ok(found),
+            Err(Obstacle::Fatal(reason)) => return Err(reason),
+            Err(Obstacle::Later(reason)) => {
+                denials = 0;
+                reason
+            }
+            Err(Obstacle::Denied(reason)) => {
+                denials += 1;
+                if denials >= DENIALS_MAX {
+                    return Err(reason);
+                }
+                reason
+            }
+        };
         tracing::warn!(%reason, retry_s = pause.as_secs_f32(), "not ready to serve; trying again");
         stats.send_modify(|stats| {
             stats.dependencies = vec![Dependency {
@@ -169,11 +188,11 @@ async fn find_store(
 }
 
 async fn try_store(
-    config: &Config,
-    state_dir: &Path,
-    first_enroll_secret: &Secret,
+    start: &StartControl,
+    spool: &Arc<Spool>,
 ) -> Result<(Arc<Store>, Arc<Bus>, Arc<Agents>), Obstacle> {
-    let store = Arc::new(Store::open(config, state_dir).await?);
+    let (config, first_enroll_secret) = (&start.config, &start.first_enroll_secret);
+    let store = Arc::new(Store::open(config, &start.state_dir).await?);
     store.require_prepared().await?;
     if !first_enroll_secret.is_empty() && store.add_first_enroll_secret(first_enroll_secret).await?
     {
@@ -184,9 +203,14 @@ async fn try_store(
         bus::Error::Unavailable(reason) => Obstacle::Later(reason),
     })?;
     let bus = Arc::new(bus);
-    let agents = Agents::load(Arc::clone(&store), Arc::clone(&bus), config)
-        .await
-        .map_err(|error| Obstacle::Later(format!("{error:#}")))?;
+    let agents = Agents::load(
+        Arc::clone(&store),
+        Arc::clone(&bus),
+        Arc::clone(spool),
+        config,
+    )
+    .await
+    .map_err(|error| Obstacle::Later(format!("{error:#}")))?;
     agents.skip_second(now());
     Ok((store, bus, agents))
 }
@@ -239,6 +263,11 @@ impl Assembly {
             agents.flush_seen().await;
             "writing of seen times"
         });
+        let agents = Arc::clone(&parts.agents);
+        tasks.spawn(async move {
+            agents.replay().await;
+            "replay of kept results"
+        });
         let carves = Arc::clone(&parts.carves);
         tasks.spawn(async move {
             carves.expire_forever().await;
@@ -272,9 +301,17 @@ impl Assembly {
         let parts = self.parts.clone();
         let health = async {
             loop {
-                let (store, bus) = tokio::join!(parts.store_health(), parts.bus_health());
+                let (store, bus, replicas) = tokio::join!(
+                    parts.store_health(),
+                    parts.bus_health(),
+                    parts.replica_health()
+                );
                 stats.send_replace(ControlStats {
-                    dependencies: vec![store, bus, parts.journal_health()],
+                    dependencies: [store, bus, parts.journal_health()]
+                        .into_iter()
+                        .chain(replicas)
+                        .chain(parts.spool_state())
+                        .collect(),
                     hosts: parts.agents.statistics().hosts,
                     links: u32::try_from(links.open.load(Ordering::Relaxed)).unwrap_or(u32::MAX),
                     rss_bytes: resident_bytes(),
@@ -312,10 +349,22 @@ impl Parts {
     async fn store_health(&self) -> Dependency {
         let fault = match timeout(PING_DEADLINE, self.store.ping()).await {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
+            Ok(Err(error)) => Some(match self.store.refused_for() {
+                Some(span) => format!("{error} (breaker open for {} s)", span.as_secs()),
+                None => error.to_string(),
+            }),
             Err(_) => Some("no answer in time".to_owned()),
         };
         dependency(self.store.engine().label(), fault, self.store.location())
+    }
+
+    /// One that is behind or away costs nothing but the primary's time.
+    async fn replica_health(&self) -> Vec<Dependency> {
+        let checked = timeout(PING_DEADLINE, self.store.check_replicas()).await;
+        let checked = checked.unwrap_or_default().into_iter();
+        checked
+            .map(|(address, trouble)| dependency("mysql replica", trouble, &address))
+            .collect()
     }
 
     /// Without a question of our own: commands on Redis are counted by those who pay for it.
@@ -330,6 +379,20 @@ impl Parts {
             }
         };
         dependency(self.bus.engine(), fault, self.bus.location())
+    }
+
+    /// Only while something waits in it; results that wait are no fault of the gateway.
+    fn spool_state(&self) -> Option<Dependency> {
+        let spool = self.agents.spool.statistics();
+        (spool.waiting > 0).then(|| Dependency {
+            name: "spool".to_owned(),
+            is_healthy: true,
+            detail: format!(
+                "{} batches of results ({} KiB) wait for the store",
+                spool.waiting,
+                spool.bytes.div_ceil(1024)
+            ),
+        })
     }
 
     fn journal_health(&self) -> Dependency {

@@ -304,9 +304,11 @@ impl Agents {
     pub(crate) fn store_failed(&self, what: &'static str, error: &store::Error) -> Reject {
         self.counters.count_store_failure();
         match error {
-            store::Error::Unavailable(_) | store::Error::NotPrepared { .. } => {
+            store::Error::Unavailable(_)
+            | store::Error::Denied(_)
+            | store::Error::NotPrepared { .. } => {
                 if lock(&self.warned).may_warn(what, crate::agents::now()) {
-                    tracing::warn!(%error, "{what}: agents are told to come again");
+                    tracing::warn!(%error, "{what}: the store is away");
                 }
                 Reject::StoreUnavailable
             }

@@ -34,6 +34,7 @@ mod results;
 mod roster;
 mod seen;
 mod server;
+mod spool;
 mod store;
 mod trace;
 mod waiting;

@@ -167,7 +167,7 @@ pub(crate) struct HostColumns {
 }
 
 /// One host's answers to the detail queries. Clears `refetch_requested`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct HostDetails {
     pub(crate) host: HostId,
     pub(crate) at: UnixSeconds,
@@ -177,7 +177,7 @@ pub(crate) struct HostDetails {
 }
 
 /// One host's answers to the label queries. Labels that are not named keep their membership.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LabelResult {
     pub(crate) host: HostId,
     pub(crate) at: UnixSeconds,

@@ -1,8 +1,8 @@
 //! Distributed results: from names back to details and labels, and on to the store, a batch at a time.
 //!
 //! Invariants: a batch costs the store at most one call for details and one for labels; what was not asked for is
-//! counted and dropped; only an unavailable store makes agents keep their results, since anything else would make
-//! them send the same for ever.
+//! counted and dropped; what an unavailable store cannot take goes into the spool, and only when that cannot take it
+//! either agents keep their results, since anything else would make them send the same for ever.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -17,6 +17,7 @@ use crate::details::Facts;
 use crate::labels::{LABEL_PREFIX, has_rows, label_of_tail};
 use crate::model::{HostDetails, LabelId, LabelResult};
 use crate::roster::Expectation;
+use crate::spool::Record;
 use crate::store;
 
 /// The same warning is written once in this time, seconds.
@@ -159,6 +160,13 @@ struct Writes {
     labels: Vec<LabelResult>,
 }
 
+/// Which of them are on a disk, here or in the store.
+#[derive(Clone, Copy, Debug)]
+struct Stored {
+    details: bool,
+    labels: bool,
+}
+
 impl Agents {
     /// Answers a batch of results.
     pub(crate) async fn write_batch(
@@ -169,15 +177,14 @@ impl Agents {
         let hosts: Vec<HostId> = requests.iter().map(|(_, write)| write.host).collect();
         let refusals = self.resolve_hosts(&hosts, now).await;
         let writes = self.route(&requests, &refusals, now);
-        let details_stored = self.store_details(&writes.details).await;
-        let labels_stored = self.store_labels(&writes.labels).await;
-        self.apply(&writes, details_stored.is_ok(), labels_stored.is_ok());
+        let stored = self.store_writes(&writes).await;
+        self.apply(&writes, stored);
         let failed = |host: HostId| {
             let in_details = writes.details.iter().any(|details| details.host == host);
             let in_labels = writes.labels.iter().any(|result| result.host == host);
-            (in_details && details_stored.is_err()) || (in_labels && labels_stored.is_err())
+            (in_details && !stored.details) || (in_labels && !stored.labels)
         };
-        let is_all_stored = details_stored.is_ok() && labels_stored.is_ok();
+        let is_all_stored = stored.details && stored.labels;
         requests
             .into_iter()
             .map(|(id, write)| {
@@ -248,6 +255,34 @@ impl Agents {
         writes
     }
 
+    /// Into the store, or else into the spool: what is acknowledged is on a disk.
+    async fn store_writes(&self, writes: &Writes) -> Stored {
+        let details = self.store_details(&writes.details).await.is_ok();
+        // What kept the details out would keep the labels waiting as long.
+        let labels = details && self.store_labels(&writes.labels).await.is_ok();
+        if details && labels {
+            return Stored { details, labels };
+        }
+        let record = Record {
+            details: if details {
+                Vec::new()
+            } else {
+                writes.details.clone()
+            },
+            labels: writes.labels.clone(),
+        };
+        let kept = self.spool.append(&record).await;
+        if let Err(error) = &kept
+            && lock(&self.warned).may_warn("spool", crate::agents::now())
+        {
+            tracing::warn!(%error, "results cannot be kept for the store: agents are told to come again");
+        }
+        Stored {
+            details: details || kept.is_ok(),
+            labels: kept.is_ok(),
+        }
+    }
+
     async fn store_details(&self, batch: &[HostDetails]) -> Result<(), Reject> {
         if batch.is_empty() {
             return Ok(());
@@ -301,16 +336,16 @@ impl Agents {
         }
     }
 
-    fn apply(&self, writes: &Writes, has_details: bool, has_labels: bool) {
+    fn apply(&self, writes: &Writes, stored: Stored) {
         let mut roster = lock(&self.roster);
         let mut own_writes = lock(&self.own_writes);
-        if has_details {
+        if stored.details {
             for details in &writes.details {
                 roster.details_stored(details.host, &details.columns, details.at);
                 own_writes.insert(details.host);
             }
         }
-        if has_labels {
+        if stored.labels {
             for result in &writes.labels {
                 roster.labels_stored(result.host, &result.memberships, result.at);
                 own_writes.insert(result.host);

@@ -201,6 +201,61 @@ async fn a_store_that_is_away_makes_nothing_invalid() {
     assert_eq!(answer, Answer::Accepted);
 }
 
+#[tokio::test]
+async fn results_outlive_an_outage_and_a_restart() {
+    let bench = Bench::new().await;
+    let start = now();
+    let (_, first) = bench.enroll("web-1", start).await;
+    let (_, second) = bench.enroll("web-2", start).await;
+    let (_, gone) = bench.enroll("web-3", start).await;
+    let agents = Bench::agents_in(&bench.store, &bench.config, bench.state.path()).await;
+    let before = Bench { agents, ..bench };
+    let mut writes = Vec::new();
+    for host in [first, second, gone] {
+        let work = before.read(host, start).await;
+        writes.push(answers_of(&work, host));
+    }
+    before.store.close().await;
+    for write in &writes {
+        let answer = before.one(Request::Write(write.clone()), start).await;
+        assert_eq!(answer, Answer::Accepted);
+    }
+    // Acknowledged, so not asked for again.
+    assert!(before.read(first, start).await.queries.is_empty());
+    before.agents.replay_once().await;
+    let spool = before.agents.spool.statistics();
+    assert_eq!((spool.kept, spool.waiting, spool.replayed), (3, 3, 0));
+
+    drop(before.agents);
+    // The next life finds them. Meanwhile another gateway stored newer results of one host, and one was deleted.
+    let store = Store::open(&before.config, before.state.path()).await;
+    let store = Arc::new(store.unwrap());
+    let other = Bench {
+        agents: Bench::agents(&store, &before.config).await,
+        store: Arc::clone(&store),
+        state: TempDir::new().unwrap(),
+        config: before.config.clone(),
+    };
+    let later = UnixSeconds(start.0 + 60);
+    let answer = other.one(Request::Write(writes[1].clone()), later).await;
+    assert_eq!(answer, Answer::Accepted);
+    store.delete_host(gone).await.unwrap();
+    let agents = Bench::agents_in(&store, &before.config, before.state.path()).await;
+    let stored = async |host| {
+        let state = store.hosts_by_ids(&[host]).await.unwrap().remove(0);
+        (state.detail_updated_at, state.label_updated_at)
+    };
+    assert_eq!(stored(first).await.0, UnixSeconds(0));
+    agents.replay_once().await;
+    assert_eq!(stored(first).await.0, start);
+    assert_eq!(stored(second).await.0, later);
+    let spool = agents.spool.statistics();
+    assert_eq!((spool.waiting, spool.replayed, spool.bytes), (0, 3, 0));
+    assert!(spool.outdated >= 2, "{spool:?}");
+    // Nobody reads of the deleted host again.
+    assert!(store.hosts_by_ids(&[gone]).await.unwrap().is_empty());
+}
+
 #[test]
 fn nobody_resumes_over_new_specs() {
     let row = |seq, kind, subject, key| ChangeRow {

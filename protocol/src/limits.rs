@@ -134,6 +134,10 @@ impl BatchLimits {
     }
 }
 
+/// Bytes of the results that control keeps on disk while the store is away: some 50,000 hosts' details and labels. Beyond,
+/// agents are told to come again.
+pub const SPOOL_BYTES_MAX: u64 = 256 << 20;
+
 #[cfg(test)]
 mod tests {
     use super::*;

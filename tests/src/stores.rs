@@ -15,10 +15,47 @@ use crate::wait;
 pub struct MariaDb {
     dir: TempDir,
     server: Option<Process>,
+    flags: Vec<String>,
 }
 
 impl MariaDb {
     pub fn start() -> Self {
+        let flags = ["--skip-networking", "--skip-log-bin"];
+        let database = Self::start_with(flags.map(str::to_owned).to_vec());
+        database.sql("CREATE DATABASE fleet");
+        database
+    }
+
+    /// Two of them, the second a replica of the first.
+    pub fn start_pair() -> (Self, Self) {
+        let port = port::free();
+        let flags = |number: u16, port: u16| {
+            vec![
+                "--bind-address=127.0.0.1".into(),
+                format!("--port={port}"),
+                format!("--server-id={number}"),
+                "--log-bin=binlog".into(),
+                "--binlog-format=ROW".into(),
+            ]
+        };
+        let primary = Self::start_with(flags(1, port));
+        primary.sql(
+            "CREATE USER copy@'127.0.0.1' IDENTIFIED BY 'copy'; \
+             GRANT REPLICATION SLAVE ON *.* TO copy@'127.0.0.1'; CREATE DATABASE fleet",
+        );
+        let replica = Self::start_with(flags(2, port::free()));
+        replica.sql(&format!(
+            "CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={port}, MASTER_USER='copy', \
+             MASTER_PASSWORD='copy', MASTER_USE_GTID=slave_pos; START SLAVE"
+        ));
+        wait::until("the replica has the database", || {
+            let names = replica.sql("SHOW DATABASES");
+            names.contains("fleet").then_some(())
+        });
+        (primary, replica)
+    }
+
+    fn start_with(flags: Vec<String>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let output = run(Command::new("mariadb-install-db")
             // At its start a server removes temporary tables from this directory, those of others too.
@@ -35,9 +72,12 @@ impl MariaDb {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        let mut database = Self { dir, server: None };
+        let mut database = Self {
+            dir,
+            server: None,
+            flags,
+        };
         database.resume();
-        database.sql("CREATE DATABASE fleet");
         database
     }
 
@@ -56,7 +96,8 @@ impl MariaDb {
                 .arg(format!("--datadir={}", path.join("data").display()))
                 .arg(format!("--socket={}", self.socket().display()))
                 .arg(format!("--pid-file={}", path.join("db.pid").display()))
-                .args(["--skip-networking", "--user=root", "--skip-log-bin"])
+                .arg("--user=root")
+                .args(&self.flags)
                 .stdout(Stdio::null())
                 .stderr(log),
         ));

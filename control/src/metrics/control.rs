@@ -21,6 +21,7 @@ use crate::dispatch::DispatchStatistics;
 use crate::journal::LogStatistics;
 use crate::process::resident_bytes;
 use crate::server::LinkCounters;
+use crate::spool::SpoolStatistics;
 use crate::store::StoreStatistics;
 
 /// Everything at one moment.
@@ -30,6 +31,7 @@ pub(super) struct Control {
     agents: AgentsStatistics,
     engine: &'static str,
     store: StoreStatistics,
+    spool: SpoolStatistics,
     bus_engine: &'static str,
     is_bus_healthy: bool,
     bus: BusStatistics,
@@ -53,6 +55,7 @@ impl Control {
             agents: sources.agents.statistics(),
             engine: sources.store.engine().label(),
             store: sources.store.statistics(),
+            spool: sources.agents.spool.statistics(),
             bus_engine: sources.bus.engine(),
             is_bus_healthy: sources.bus.is_healthy(),
             bus: sources.bus.statistics(),
@@ -92,6 +95,7 @@ impl Collector for Control {
         self.hosts(page)?;
         self.agents(page)?;
         storage::store(page, self.engine, &self.store)?;
+        storage::spool(page, &self.spool)?;
         storage::bus(page, self.bus_engine, self.is_bus_healthy, &self.bus)?;
         storage::journal(page, &self.logs)?;
         self.batches(page)?;

@@ -7,7 +7,8 @@ use prometheus_client::registry::Unit;
 use super::text::{Page, by, plain};
 use crate::bus::BusStatistics;
 use crate::journal::LogStatistics;
-use crate::store::StoreStatistics;
+use crate::spool::SpoolStatistics;
+use crate::store::{Standing, StoreStatistics};
 
 /// Statements and the pool.
 pub(super) fn store(
@@ -66,6 +67,8 @@ pub(super) fn store(
         None,
         [([], store.retries)],
     )?;
+    gate(page, store)?;
+    replicas(page, store)?;
     page.gauge(
         by(
             "fleet_control_store_connections",
@@ -80,6 +83,126 @@ pub(super) fn store(
             ),
             (["idle"], u64::from(store.idle_connections)),
         ],
+    )
+}
+
+/// Addresses are of the configuration, so they are few.
+fn replicas(page: &mut Page<'_>, store: &StoreStatistics) -> Result<(), Error> {
+    let all = || store.replicas.iter();
+    page.gauge(
+        by(
+            "fleet_control_store_replica_level",
+            "1 when the replica knows every change that this gateway knows, and so serves operators' reads.",
+            "replica",
+        ),
+        None,
+        all().map(|of| ([of.address.as_str()], u64::from(of.standing == Standing::Level))),
+    )?;
+    page.gauge(
+        by(
+            "fleet_control_store_replica_lag",
+            "Changes that the replica lacked when it last answered.",
+            "replica",
+        ),
+        None,
+        all().map(|of| ([of.address.as_str()], of.lag)),
+    )?;
+    page.counter(
+        by(
+            "fleet_control_store_replica_reads",
+            "Operators' reads that the replica served.",
+            "replica",
+        ),
+        None,
+        all().map(|of| ([of.address.as_str()], of.reads)),
+    )?;
+    page.counter(
+        by(
+            "fleet_control_store_replica_passed",
+            "Operators' reads that went past the replica, because it was behind or away.",
+            "replica",
+        ),
+        None,
+        all().map(|of| ([of.address.as_str()], of.passed)),
+    )
+}
+
+/// What stands before the pool.
+fn gate(page: &mut Page<'_>, store: &StoreStatistics) -> Result<(), Error> {
+    let gate = &store.gate;
+    for (name, help, is_so) in [
+        (
+            "fleet_control_store_breaker_open",
+            "1 while calls of the store fail at once, because it does not answer.",
+            gate.is_open,
+        ),
+        (
+            "fleet_control_store_read_only",
+            "1 while writes fail at once, because the server is read-only.",
+            gate.is_read_only,
+        ),
+    ] {
+        page.gauge(plain(name, help), None, [([], u64::from(is_so))])?;
+    }
+    for (name, help, count) in [
+        (
+            "fleet_control_store_breaker_openings",
+            "Times that the breaker opened.",
+            gate.opened,
+        ),
+        (
+            "fleet_control_store_breaker_refused",
+            "Calls that failed at once.",
+            gate.refused,
+        ),
+        (
+            "fleet_control_store_demotions",
+            "Times that the server turned out to be read-only.",
+            gate.demoted,
+        ),
+    ] {
+        page.counter(plain(name, help), None, [([], count)])?;
+    }
+    Ok(())
+}
+
+/// Results that wait for the store.
+pub(super) fn spool(page: &mut Page<'_>, spool: &SpoolStatistics) -> Result<(), Error> {
+    page.gauge(
+        plain(
+            "fleet_control_spool_waiting",
+            "Batches of results that wait for the store.",
+        ),
+        None,
+        [([], spool.waiting)],
+    )?;
+    page.gauge(
+        plain("fleet_control_spool_size", "Size of the file."),
+        Some(Unit::Bytes),
+        [([], spool.bytes)],
+    )?;
+    page.counter(
+        by(
+            "fleet_control_spool_batches",
+            "Batches of results by what became of them.",
+            "outcome",
+        ),
+        None,
+        [
+            (["kept"], spool.kept),
+            (["replayed"], spool.replayed),
+            (["refused"], spool.refused),
+            (["failed"], spool.failed),
+            (["damaged"], spool.damaged),
+        ],
+    )?;
+    page.counter(
+        plain(
+            "fleet_control_spool_outdated",
+            "Kept results of single hosts that were left out: the store had newer ones, or lost the host.",
+        ),
+        None,
+        [([], spool.outdated)],
     )
 }
 

@@ -13,7 +13,8 @@ async fn sources(state: &TempDir, gateway: Gateway) -> Sources {
     let config = Config::default();
     let store = Arc::new(Store::open(&config, state.path()).await.unwrap());
     let bus = Arc::new(Bus::open(&config).unwrap());
-    let agents = Agents::load(Arc::clone(&store), Arc::clone(&bus), &config);
+    let spool = Arc::new(crate::spool::Spool::open(state.path()));
+    let agents = Agents::load(Arc::clone(&store), Arc::clone(&bus), spool, &config);
     let agents = agents.await.unwrap();
     let journal = Journal::open(&config.filesystem, state.path()).unwrap();
     let carves = Arc::new(Carves::new(

@@ -1,4 +1,5 @@
-//! `GET /healthz`: 200 or 500 without a body; the reasons stand in the log.
+//! `GET /healthz`: 200 without a body, or 500 with a line for each check that failed, in a word or two; the reasons stand
+//! in the log, because anybody may ask here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,9 @@ use super::{Office, routes};
 
 /// A dependency that has not answered by then does not work.
 const CHECK_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What most failures come to.
+const UNAVAILABLE: &str = "unavailable";
 
 /// What can be asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,17 +51,32 @@ impl Check {
         }
     }
 
-    async fn run(self, office: &Office) -> bool {
+    /// `None` when it works, else its line.
+    async fn run(self, office: &Office) -> Option<String> {
         let deps = &office.deps;
+        let fails = |reason: String| (UNAVAILABLE, reason);
         let outcome = async {
             match self {
-                Self::Store => deps.store.ping().await.map_err(|error| error.to_string()),
-                Self::Bus => deps.bus.ping().await.map_err(|error| error.to_string()),
-                Self::Journal => deps.journal.fault().map_or(Ok(()), Err),
-                Self::Gateway => weight::trouble(&deps.gateway.borrow()).map_or(Ok(()), Err),
+                Self::Store => {
+                    let outcome = deps.store.ping().await;
+                    outcome.map_err(|error| (deps.store.trouble(&error), error.to_string()))
+                }
+                Self::Bus => deps
+                    .bus
+                    .ping()
+                    .await
+                    .map_err(|error| fails(error.to_string())),
+                Self::Journal => deps
+                    .journal
+                    .fault()
+                    .map_or(Ok(()), |fault| Err(fails(fault))),
+                Self::Gateway => {
+                    weight::trouble(&deps.gateway.borrow()).map_or(Ok(()), |word| Err(fails(word)))
+                }
             }
         };
-        in_time(self.label(), CHECK_DEADLINE, outcome).await
+        let trouble = in_time(self.label(), CHECK_DEADLINE, outcome).await?;
+        Some(format!("{}: {trouble}\n", self.label()))
     }
 }
 
@@ -85,32 +104,36 @@ pub(super) async fn show(
         run_if(checks.contains(&Check::Journal), Check::Journal, &office),
         run_if(checks.contains(&Check::Gateway), Check::Gateway, &office),
     );
-    routes::bare(if store && bus && journal && gateway {
-        StatusCode::OK
+    let troubles: String = [store, bus, journal, gateway].into_iter().flatten().collect();
+    if troubles.is_empty() {
+        return routes::bare(StatusCode::OK);
+    }
+    (StatusCode::INTERNAL_SERVER_ERROR, troubles).into_response()
+}
+
+async fn run_if(is_wanted: bool, check: Check, office: &Office) -> Option<String> {
+    if is_wanted {
+        check.run(office).await
     } else {
-        StatusCode::INTERNAL_SERVER_ERROR
-    })
+        None
+    }
 }
 
-async fn run_if(is_wanted: bool, check: Check, office: &Office) -> bool {
-    !is_wanted || check.run(office).await
-}
-
-/// Whether a check succeeds in time; a failure is logged with its reason.
+/// What is wrong, in a word or two, and its reason into the log; `None` when the check succeeds in time.
 async fn in_time(
     name: &str,
     deadline: Duration,
-    check: impl Future<Output = Result<(), String>>,
-) -> bool {
+    check: impl Future<Output = Result<(), (&'static str, String)>>,
+) -> Option<&'static str> {
     match timeout(deadline, check).await {
-        Ok(Ok(())) => true,
-        Ok(Err(reason)) => {
+        Ok(Ok(())) => None,
+        Ok(Err((trouble, reason))) => {
             tracing::error!(check = name, %reason, "health check failed");
-            false
+            Some(trouble)
         }
         Err(_) => {
             tracing::error!(check = name, "health check failed: no answer in time");
-            false
+            Some("no answer in time")
         }
     }
 }
@@ -136,8 +159,13 @@ mod tests {
     #[tokio::test]
     async fn a_check_that_hangs_fails() {
         let soon = Duration::from_millis(10);
-        assert!(!in_time("bus", soon, std::future::pending()).await);
-        assert!(!in_time("bus", CHECK_DEADLINE, async { Err("read-only".into()) }).await);
-        assert!(in_time("bus", CHECK_DEADLINE, async { Ok(()) }).await);
+        let hangs = in_time("bus", soon, std::future::pending()).await;
+        assert_eq!(hangs, Some("no answer in time"));
+        let fails = async { Err(("read-only", "db is read-only".into())) };
+        assert_eq!(
+            in_time("bus", CHECK_DEADLINE, fails).await,
+            Some("read-only")
+        );
+        assert_eq!(in_time("bus", CHECK_DEADLINE, async { Ok(()) }).await, None);
     }
 }

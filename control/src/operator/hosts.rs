@@ -117,7 +117,7 @@ fn status(word: &str) -> Result<Option<HostStatus>, Fault> {
 pub(super) async fn list(State(office): Ask, Query(parameters): Query<Parameters>) -> Reply {
     let now = now();
     let filter = parameters.filter(now)?;
-    let rows = office.deps.store.host_list(&filter).await?;
+    let rows = office.deps.store.reports().host_list(&filter).await?;
     let hosts: Vec<Value> = rows
         .iter()
         .map(|row| Value::Object(body(&office, row, now)))
@@ -134,7 +134,7 @@ pub(super) async fn count(State(office): Ask, Query(parameters): Query<Parameter
         is_descending: false,
         ..parameters.filter(now())?
     };
-    let store = &office.deps.store;
+    let store = office.deps.store.reports();
     let is_filtered = filter.text.is_some()
         || filter.platform.is_some()
         || filter.status.is_some()
@@ -165,7 +165,7 @@ pub(super) async fn by_id(State(office): Ask, Path(id): Path<String>) -> Reply {
 }
 
 async fn show(office: &Office, name: &str) -> Reply {
-    let host = office.deps.store.host_detail(name).await?;
+    let host = office.deps.store.reports().host_detail(name).await?;
     let host = host.ok_or_else(|| Fault::not_found(format_args!("host {name:?}")))?;
     Ok(Json(json!({ "host": detail_body(office, &host, now()) })))
 }

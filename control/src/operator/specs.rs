@@ -15,13 +15,13 @@ type Ask = State<Arc<Office>>;
 
 /// `GET /spec/queries`
 pub(super) async fn queries(State(office): Ask) -> Reply {
-    let rows = office.deps.store.queries().await?;
+    let rows = office.deps.store.reports().queries().await?;
     Ok(specs(rows.iter().map(query_body)))
 }
 
 /// `GET /spec/queries/{name}`
 pub(super) async fn query(State(office): Ask, Path(name): Path<String>) -> Reply {
-    let rows = office.deps.store.queries().await?;
+    let rows = office.deps.store.reports().queries().await?;
     let row = rows.iter().find(|row| row.spec.name == name);
     one(row.map(query_body), "query", &name)
 }
@@ -43,13 +43,13 @@ pub(super) async fn delete_query(State(office): Ask, Path(name): Path<String>) -
 
 /// `GET /spec/packs`
 pub(super) async fn packs(State(office): Ask) -> Reply {
-    let rows = office.deps.store.packs().await?;
+    let rows = office.deps.store.reports().packs().await?;
     Ok(specs(rows.iter().map(pack_body)))
 }
 
 /// `GET /spec/packs/{name}`
 pub(super) async fn pack(State(office): Ask, Path(name): Path<String>) -> Reply {
-    let rows = office.deps.store.packs().await?;
+    let rows = office.deps.store.reports().packs().await?;
     let row = rows.iter().find(|row| row.spec.name == name);
     one(row.map(pack_body), "pack", &name)
 }
@@ -64,7 +64,7 @@ pub(super) async fn delete_pack(State(office): Ask, Path(name): Path<String>) ->
 /// `GET /spec/labels`
 pub(super) async fn labels(State(office): Ask) -> Reply {
     let mut bodies = Vec::new();
-    for row in office.deps.store.labels().await? {
+    for row in office.deps.store.reports().labels().await? {
         bodies.push(label_body(&office, row).await?);
     }
     Ok(specs(bodies.into_iter()))
@@ -72,7 +72,7 @@ pub(super) async fn labels(State(office): Ask) -> Reply {
 
 /// `GET /spec/labels/{name}`
 pub(super) async fn label(State(office): Ask, Path(name): Path<String>) -> Reply {
-    let rows = office.deps.store.labels().await?;
+    let rows = office.deps.store.reports().labels().await?;
     let body = match rows.into_iter().find(|row| row.spec.name == name) {
         Some(row) => Some(label_body(&office, row).await?),
         None => None,

@@ -87,6 +87,7 @@ pub(super) async fn write_changes(
     }
     let count = u32::try_from(changes.len()).map_err(|_| unexpected())?;
     let newest = session.advance("changes", count).await?;
+    session.leaves(newest);
     let first = newest - i64::from(count) + 1;
     let (at, origin) = (now(), session.origin());
     let rows: Vec<Vec<Arg<'_>>> = changes
@@ -116,6 +117,7 @@ impl Store {
             .await?
             .ok_or_else(unexpected)?;
         let newest = row.u64(0)?;
+        self.note_change(newest);
         let oldest = match row.int_or_null(1)? {
             Some(_) => row.u64(1)?,
             None => newest,
@@ -143,6 +145,9 @@ impl Store {
                 at: row.time(4)?,
                 is_own: row.int(5)? == self.origin,
             });
+        }
+        if let Some(last) = changes.last() {
+            self.note_change(last.seq.0);
         }
         Ok(changes)
     }

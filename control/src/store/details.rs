@@ -11,11 +11,12 @@ use super::batch::ROW_COUNTS;
 use super::changes::{NewChange, write_changes};
 use super::columns::{self, DETAILS};
 use super::dialect::{Rule, Upsert};
+use super::directory::{HOST_STATE, read_state};
 use super::error::{Fault, Result};
 use super::pools::Purpose;
 use super::session::{Session, transaction};
 use super::value::Arg;
-use crate::model::{HostDetails, LabelId, LabelResult};
+use crate::model::{HostDetails, HostState, LabelId, LabelResult};
 
 const SEEN: Upsert<'_> = Upsert {
     table: "host_seen",
@@ -59,30 +60,10 @@ impl Store {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut sorted: Vec<&HostDetails> = batch.iter().collect();
-        sorted.sort_by_key(|details| details.host);
-        let texts: Vec<Option<String>> = sorted
-            .iter()
-            .map(|details| details_text(details.host, &details.details))
-            .collect();
-        let rows: Vec<Vec<Arg<'_>>> = sorted
-            .iter()
-            .zip(&texts)
-            .map(|(details, text)| {
-                let mut row = vec![
-                    details.host.into(),
-                    details.at.into(),
-                    Arg::Null,
-                    false.into(),
-                ];
-                row.extend(columns::args(&details.columns));
-                row.push(text.as_deref().into());
-                row
-            })
-            .collect();
+        let sorted = by_host(batch);
         let changes = host_changes(sorted.iter().map(|details| details.host));
         transaction!(self, session, async {
-            session.upsert("details_upsert", &DETAILS, &rows).await?;
+            write_details(&mut session, &sorted).await?;
             write_changes(&mut session, &changes).await
         })
     }
@@ -93,27 +74,49 @@ impl Store {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let mut wanted: BTreeMap<(HostId, LabelId), bool> = BTreeMap::new();
-        let mut times: BTreeMap<HostId, UnixSeconds> = BTreeMap::new();
-        for result in batch {
-            times.insert(result.host, result.at);
-            for (label, is_member) in &result.memberships {
-                // Everybody is in this one without a row.
-                if *label != LabelId::ALL_HOSTS {
-                    wanted.insert((result.host, *label), *is_member);
-                }
-            }
-        }
-        let changes = host_changes(times.keys().copied());
-        let rows: Vec<Vec<Arg<'_>>> = times
-            .iter()
-            .map(|(host, at)| vec![(*host).into(), (*at).into()])
-            .collect();
+        let changes = host_changes(batch.iter().map(|result| result.host));
+        let batch: Vec<&LabelResult> = batch.iter().collect();
         transaction!(self, session, async {
-            let changed = write_membership(&mut session, &wanted).await?;
-            session.upsert("labeled_upsert", &LABELED, &rows).await?;
+            let changed = write_labels(&mut session, &batch).await?;
             write_changes(&mut session, &changes).await?;
             Ok(changed)
+        })
+    }
+
+    /// Writes results that were kept while the store was away, but for those of hosts that are gone, and those that are
+    /// not newer than the host's enrolment and what is stored. Returns how many were left out.
+    pub(crate) async fn replay(
+        &self,
+        details: &[HostDetails],
+        labels: &[LabelResult],
+    ) -> Result<usize> {
+        let hosts: BTreeSet<HostId> = (details.iter().map(|of| of.host))
+            .chain(labels.iter().map(|of| of.host))
+            .collect();
+        let ids: Vec<Arg<'_>> = hosts.iter().map(|host| (*host).into()).collect();
+        let details = by_host(details);
+        transaction!(self, session, async {
+            let states = states_locked(&mut session, &ids).await?;
+            let new_details: Vec<&HostDetails> = (details.iter().copied())
+                .filter(|of| {
+                    states
+                        .get(&of.host)
+                        .is_some_and(|host| host.wants(of.at, host.detail_updated_at))
+                })
+                .collect();
+            let new_labels: Vec<&LabelResult> = (labels.iter())
+                .filter(|of| {
+                    states
+                        .get(&of.host)
+                        .is_some_and(|host| host.wants(of.at, host.label_updated_at))
+                })
+                .collect();
+            write_details(&mut session, &new_details).await?;
+            write_labels(&mut session, &new_labels).await?;
+            let written = new_details.iter().map(|of| of.host);
+            let written = written.chain(new_labels.iter().map(|of| of.host));
+            write_changes(&mut session, &host_changes(written)).await?;
+            Ok(details.len() + labels.len() - new_details.len() - new_labels.len())
         })
     }
 
@@ -142,6 +145,86 @@ impl Store {
         }
         Ok(())
     }
+}
+
+fn by_host(batch: &[HostDetails]) -> Vec<&HostDetails> {
+    let mut sorted: Vec<&HostDetails> = batch.iter().collect();
+    sorted.sort_by_key(|details| details.host);
+    sorted
+}
+
+/// The hosts that exist, without labels; they stay as they are until the end of the transaction.
+async fn states_locked(
+    session: &mut Session<'_>,
+    ids: &[Arg<'_>],
+) -> StdResult<BTreeMap<HostId, HostState>, Fault> {
+    let lock = session.dialect().lock_rows();
+    let sql = format!("{HOST_STATE} WHERE h.id IN ({{}}) ORDER BY h.id {lock}");
+    let mut states = BTreeMap::new();
+    for row in session.rows_in("replay_read", &sql, ids).await? {
+        let state = read_state(&row)?;
+        states.insert(state.id, state);
+    }
+    Ok(states)
+}
+
+impl HostState {
+    /// Whether results of that time are of this enrolment and newer than those that are stored.
+    fn wants(&self, at: UnixSeconds, stored_at: UnixSeconds) -> bool {
+        at >= self.enrolled_at && at > stored_at
+    }
+}
+
+/// Rows must be sorted by host.
+async fn write_details(session: &mut Session<'_>, sorted: &[&HostDetails]) -> StdResult<(), Fault> {
+    let texts: Vec<Option<String>> = sorted
+        .iter()
+        .map(|details| details_text(details.host, &details.details))
+        .collect();
+    let rows: Vec<Vec<Arg<'_>>> = sorted
+        .iter()
+        .zip(&texts)
+        .map(|(details, text)| {
+            let mut row = vec![
+                details.host.into(),
+                details.at.into(),
+                Arg::Null,
+                false.into(),
+            ];
+            row.extend(columns::args(&details.columns));
+            row.push(text.as_deref().into());
+            row
+        })
+        .collect();
+    session.upsert("details_upsert", &DETAILS, &rows).await
+}
+
+/// Memberships and times; tells whose membership changed.
+async fn write_labels(
+    session: &mut Session<'_>,
+    batch: &[&LabelResult],
+) -> StdResult<Vec<HostId>, Fault> {
+    if batch.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut wanted: BTreeMap<(HostId, LabelId), bool> = BTreeMap::new();
+    let mut times: BTreeMap<HostId, UnixSeconds> = BTreeMap::new();
+    for result in batch {
+        times.insert(result.host, result.at);
+        for (label, is_member) in &result.memberships {
+            // Everybody is in this one without a row.
+            if *label != LabelId::ALL_HOSTS {
+                wanted.insert((result.host, *label), *is_member);
+            }
+        }
+    }
+    let rows: Vec<Vec<Arg<'_>>> = times
+        .iter()
+        .map(|(host, at)| vec![(*host).into(), (*at).into()])
+        .collect();
+    let changed = write_membership(session, &wanted).await?;
+    session.upsert("labeled_upsert", &LABELED, &rows).await?;
+    Ok(changed)
 }
 
 fn host_changes(hosts: impl Iterator<Item = HostId>) -> Vec<NewChange> {

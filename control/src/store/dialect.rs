@@ -109,6 +109,14 @@ impl Dialect {
         }
     }
 
+    /// The end of a read whose rows must not change before the transaction ends. SQLite's writer is alone anyway.
+    pub(super) fn lock_rows(self) -> &'static str {
+        match self {
+            Self::Sqlite => "",
+            Self::Mysql => "FOR UPDATE",
+        }
+    }
+
     /// Whether a table exists; its name is the parameter.
     pub(super) fn table_exists(self) -> &'static str {
         match self {

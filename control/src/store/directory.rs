@@ -136,8 +136,13 @@ impl Store {
     }
 
     /// How many hosts are enrolled.
+    #[cfg(test)]
     pub(crate) async fn host_count(&self) -> Result<u64> {
-        let mut session = self.session(Purpose::Read).await?;
+        self.host_count_for(Purpose::Read).await
+    }
+
+    pub(super) async fn host_count_for(&self, purpose: Purpose) -> Result<u64> {
+        let mut session = self.session(purpose).await?;
         let sql = "SELECT COUNT(*) FROM hosts";
         let row = session.row("host_count", sql, &[]).await?;
         Ok(row.map_or(Ok(0), |row| row.u64(0))?)

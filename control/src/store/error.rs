@@ -10,6 +10,12 @@ pub(crate) enum Error {
     /// The engine is not there, does not answer in time, or takes no writes now. Come again later.
     #[error("store unavailable: {0}")]
     Unavailable(String),
+    /// The server is there and does not let us in, or not do what we must: user, password, privileges, database. Only
+    /// an operator can mend that, and agents come again meanwhile.
+    #[error(
+        "store denies access (check mysql.username, its password and privileges, mysql.database): {0}"
+    )]
+    Denied(String),
     /// The caller asked for something that makes no sense; the text is for people.
     #[error("{0}")]
     Invalid(String),
@@ -24,6 +30,13 @@ pub(crate) enum Error {
     /// The engine refused a statement: a bug, or a database that somebody else changed.
     #[error("store failed: {0}")]
     Failed(String),
+}
+
+impl Error {
+    /// Whether the same call may succeed later without a change on our side.
+    pub(crate) fn is_away(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Denied(_))
+    }
 }
 
 /// Result of every call.
@@ -90,16 +103,18 @@ impl Fault {
         let text = match number {
             // These quote names of columns, tables, users, never values of rows.
             1021 | 1040 | 1044 | 1045 | 1047 | 1049 | 1054 | 1064 | 1114 | 1142 | 1146 | 1205
-            | 1213 | 1227 | 1290 | 1406 | 1461 | 1792 | 1836 => text,
+            | 1213 | 1227 | 1290 | 1406 | 1461 | 1698 | 1792 | 1836 => text,
             _ => "no text, because it may quote values",
         };
         let text = format!("{statement}: error {number} of the server: {text}");
         let error = match number {
             // Deadlock, lock wait, changed since read.
             1020 | 1205 | 1213 => Error::Unavailable(text),
-            // Full, too many connections, shutting down, killed, no access, cluster not ready, read-only, statement lost.
-            1021 | 1040 | 1044 | 1045 | 1047 | 1049 | 1053 | 1114 | 1203 | 1243 | 1290 | 1317
-            | 1461 | 1792 | 1836 | 1927 | 3024 => Error::Unavailable(text),
+            // No access: database, user, no such database, table, privilege, user's plugin.
+            1044 | 1045 | 1049 | 1142 | 1227 | 1698 => Error::Denied(text),
+            // Full, too many connections, shutting down, killed, cluster not ready, read-only, statement lost.
+            1021 | 1040 | 1047 | 1053 | 1114 | 1203 | 1243 | 1290 | 1317 | 1461 | 1792 | 1836
+            | 1927 | 3024 => Error::Unavailable(text),
             _ => Error::Failed(text),
         };
         Self {
@@ -107,6 +122,11 @@ impl Fault {
             may_retry: matches!(number, 1020 | 1205 | 1213),
             number,
         }
+    }
+
+    /// The server was demoted, or never was a primary.
+    pub(super) fn is_read_only(&self) -> bool {
+        matches!(self.number, 1290 | 1792 | 1836)
     }
 
     fn of_sqlite(statement: &str, code: u32, text: &str) -> Self {
@@ -142,6 +162,16 @@ mod tests {
                 Fault::of_sqlite("x", code, "").error,
                 Error::Unavailable(_)
             ));
+        }
+    }
+
+    #[test]
+    fn who_is_denied_is_not_told_that_the_server_is_away() {
+        for number in [1044, 1045, 1049, 1142, 1227, 1698] {
+            let error = Fault::of_mysql("connect", number, "Access denied").error;
+            assert!(matches!(error, Error::Denied(_)), "{number}");
+            assert!(error.is_away());
+            assert!(error.to_string().contains("mysql.username"), "{error}");
         }
     }
 

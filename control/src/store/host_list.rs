@@ -55,6 +55,14 @@ impl Store {
 
     /// One page of hosts.
     pub(crate) async fn host_list(&self, filter: &HostFilter) -> Result<Vec<HostRow>> {
+        self.host_list_for(Purpose::Read, filter).await
+    }
+
+    pub(super) async fn host_list_for(
+        &self,
+        purpose: Purpose,
+        filter: &HostFilter,
+    ) -> Result<Vec<HostRow>> {
         let pattern = filter.text.as_deref().map(like_pattern);
         let (conditions, args) = self.conditions(filter, pattern.as_deref());
         let direction = if filter.is_descending { "DESC" } else { "ASC" };
@@ -78,7 +86,7 @@ impl Store {
         );
         let mut all = args;
         all.extend([Arg::from(per_page), Arg::from(offset)]);
-        let mut session = self.session(Purpose::Read).await?;
+        let mut session = self.session(purpose).await?;
         let rows = session.rows("host_list", sql, &all).await?;
         Ok(rows.iter().map(read_row).collect::<StdResult<_, _>>()?)
     }
@@ -159,7 +167,15 @@ impl Store {
 
     /// By id, identifier, host name or hardware UUID, in this order of preference; the youngest when several match.
     pub(crate) async fn host_detail(&self, name: &str) -> Result<Option<HostDetail>> {
-        let mut session = self.session(Purpose::Read).await?;
+        self.host_detail_for(Purpose::Read, name).await
+    }
+
+    pub(super) async fn host_detail_for(
+        &self,
+        purpose: Purpose,
+        name: &str,
+    ) -> Result<Option<HostDetail>> {
+        let mut session = self.session(purpose).await?;
         let identifier = identifier_text(name);
         let mut keys: Vec<(&str, Arg<'_>)> = Vec::new();
         if let Ok(id) = name.parse::<u32>() {

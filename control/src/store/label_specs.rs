@@ -26,7 +26,11 @@ pub(super) const LABELS: Table = Table {
 impl Store {
     /// Every label, the built-in ones included, by name.
     pub(crate) async fn labels(&self) -> Result<Vec<Label>> {
-        let mut session = self.session(Purpose::Read).await?;
+        self.labels_for(Purpose::Read).await
+    }
+
+    pub(super) async fn labels_for(&self, purpose: Purpose) -> Result<Vec<Label>> {
+        let mut session = self.session(purpose).await?;
         let stored = specs::list::<LabelSpec>(&mut session, LABELS).await?;
         let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
         let sql = "SELECT label_id, COUNT(*) FROM label_membership GROUP BY label_id";

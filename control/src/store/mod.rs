@@ -6,6 +6,7 @@
 //! become visible in their order; ids of hosts come from a counter in the same transaction, so a failed one burns none.
 
 mod batch;
+mod breaker;
 mod carves;
 mod changes;
 mod columns;
@@ -14,12 +15,15 @@ mod dialect;
 mod directory;
 mod enroll;
 mod error;
+mod gate;
 mod host_list;
 mod label_specs;
 mod migrate;
 mod packs;
 mod pools;
 mod queries;
+mod replicas;
+mod reports;
 mod session;
 mod settings;
 mod specs;
@@ -29,6 +33,8 @@ mod tests;
 mod value;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fleet_protocol::config::Config;
@@ -37,11 +43,14 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 pub(crate) use error::{Error, Result};
+pub(crate) use replicas::Standing;
 pub(crate) use statistics::StoreStatistics;
 
 use dialect::Dialect;
 use error::Fault;
-use pools::{Breaker, Pools, Purpose};
+use gate::Gate;
+use pools::{Knock, Pools, Purpose};
+use replicas::Replicas;
 use session::Session;
 use statistics::Statistics;
 
@@ -49,6 +58,8 @@ use statistics::Statistics;
 const FILE_NAME: &str = "store.sqlite";
 /// From a single statement's call to its answer, with the wait for a connection.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// A health check must end before those who wait for it give up, so that its silence is counted.
+const PING_DEADLINE: Duration = Duration::from_millis(1500);
 /// Health checks within this time share one answer.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -72,7 +83,10 @@ impl EngineName {
 /// The store.
 pub(crate) struct Store {
     pools: Pools,
-    breaker: Breaker,
+    gate: Arc<Gate>,
+    replicas: Replicas,
+    /// The number of the newest change that this node has seen or made.
+    newest_change: AtomicU64,
     dialect: Dialect,
     location: String,
     /// Random; tells this process's changes from those of others.
@@ -88,17 +102,24 @@ impl Store {
     /// MySQL: connects lazily, so an absent server is no error here; [`Store::require_prepared`] asks it.
     pub(crate) async fn open(config: &Config, state_dir: &Path) -> Result<Self> {
         let is_embedded = config.mysql.address.is_empty();
+        let gate = Arc::new(Gate::new(!is_embedded));
         let (pools, location) = if is_embedded {
             let path = state_dir.join(FILE_NAME);
             (Pools::open_sqlite(&path).await?, path.display().to_string())
         } else {
             let location = format!("{}/{}", config.mysql.address, config.mysql.database);
-            (Pools::open_mysql(config)?, location)
+            (Pools::open_mysql(&config.mysql, &gate)?, location)
         };
         let seen_interval_s = config.osquery.seen_interval.as_secs();
         let store = Self {
             pools,
-            breaker: Breaker::default(),
+            gate,
+            replicas: if is_embedded {
+                Replicas::default()
+            } else {
+                Replicas::open(config)?
+            },
+            newest_change: AtomicU64::new(0),
             dialect: if is_embedded {
                 Dialect::Sqlite
             } else {
@@ -133,6 +154,8 @@ impl Store {
         StoreStatistics {
             connections,
             idle_connections,
+            gate: self.gate.statistics(),
+            replicas: self.replicas.statistics(),
             ..self.statistics.snapshot()
         }
     }
@@ -151,27 +174,63 @@ impl Store {
     }
 
     async fn ask(&self) -> std::result::Result<(), Fault> {
-        let mut session = self.session(Purpose::Write).await?;
+        if self.gate.is_demoted() {
+            // Not over the pool: the name may lead to another server by now.
+            if self.pools.knock().await? == Knock::ReadOnly {
+                return Err(read_only().into());
+            }
+            self.gate.promote();
+        }
+        let deadline = Instant::now() + PING_DEADLINE;
+        let mut session = Session::open(self, Purpose::Write, deadline).await?;
         if self.dialect == Dialect::Sqlite {
             // A full disk or a read-only file shows only in a real write.
             let sql = "UPDATE counters SET value = value + 1 WHERE name = 'pings'";
             session.execute("ping", sql, &[]).await?;
             return Ok(());
         }
-        // innodb_read_only is how Aurora marks a demoted writer.
-        let sql = "SELECT @@global.read_only, @@global.innodb_read_only";
-        let is_read_only = match session.row("ping", sql, &[]).await? {
-            Some(row) => row.bool(0)? || row.bool(1)?,
+        let is_read_only = match session.row("ping", pools::READ_ONLY, &[]).await? {
+            Some(row) => row.int(0)? + row.int(1)? != 0,
             None => false,
         };
         if is_read_only {
-            return Err(Error::Unavailable("the server is read-only".into()).into());
+            // Users with the privilege to write all the same must not.
+            self.gate.demote(&read_only());
+            return Err(read_only().into());
         }
         Ok(())
     }
 
+    /// What is wrong with it now, in a word or two that may be shown to anybody.
+    pub(crate) fn trouble(&self, error: &Error) -> &'static str {
+        match error {
+            Error::Denied(_) => "access denied",
+            _ if self.gate.is_demoted() => "read-only",
+            _ => "unavailable",
+        }
+    }
+
+    /// How long calls have been refused at once because the store does not answer.
+    pub(crate) fn refused_for(&self) -> Option<Duration> {
+        self.gate.open_for()
+    }
+
+    /// How the replicas are: address, and what is wrong.
+    pub(crate) async fn check_replicas(&self) -> Vec<(String, Option<String>)> {
+        self.replicas.check(self).await
+    }
+
+    fn note_change(&self, number: u64) {
+        self.newest_change.fetch_max(number, Relaxed);
+    }
+
+    fn newest_change(&self) -> u64 {
+        self.newest_change.load(Relaxed)
+    }
+
     /// Closes every connection; calls fail from then on.
     pub(crate) async fn close(&self) {
+        self.replicas.close().await;
         self.pools.close().await;
     }
 
@@ -179,6 +238,10 @@ impl Store {
     async fn session(&self, purpose: Purpose) -> std::result::Result<Session<'_>, Fault> {
         Session::open(self, purpose, Instant::now() + CALL_DEADLINE).await
     }
+}
+
+fn read_only() -> Error {
+    Error::Unavailable("the server is read-only".into())
 }
 
 /// The time that rows are stamped with when the caller brings none.

@@ -42,7 +42,11 @@ const PACK_QUERIES: Upsert<'_> = Upsert {
 impl Store {
     /// Every pack, by name.
     pub(crate) async fn packs(&self) -> Result<Vec<Pack>> {
-        let mut session = self.session(Purpose::Read).await?;
+        self.packs_for(Purpose::Read).await
+    }
+
+    pub(super) async fn packs_for(&self, purpose: Purpose) -> Result<Vec<Pack>> {
+        let mut session = self.session(purpose).await?;
         let stored = specs::list::<PackSpec>(&mut session, PACKS).await?;
         let mut queries: BTreeMap<u32, Vec<PackQuery>> = BTreeMap::new();
         let sql = "SELECT pack_id, spec FROM pack_queries ORDER BY pack_id, position";

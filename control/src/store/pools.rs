@@ -1,23 +1,24 @@
 //! Opens the engines: their options, their pools, and how a connection is taken from them.
 //!
-//! Owner of the pools and of what is known about the engine being away. Invariant: an operation takes one connection
+//! Owner of the pools; whether they are asked at all is the gate's word. Invariant: an operation takes one connection
 //! and never a second one while it holds it.
 
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use fleet_protocol::config::{self, Config};
+use fleet_protocol::config;
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions, MySqlSslMode};
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection as _, Executor, MySql, MySqlPool, Sqlite, SqlitePool};
 use tokio::time::Instant;
 
+use super::breaker::Sign;
 use super::error::{Error, Fault};
+use super::gate::{Gate, Lease, PROBE_DEADLINE, Ticket};
 
 /// Readers of the embedded store; its one writer comes on top.
 const SQLITE_READERS: u32 = 4;
@@ -27,14 +28,15 @@ const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(4);
 const STATEMENTS_MAX: usize = 160;
 /// A connection that was idle longer is asked whether it still lives before it is used.
 const PING_AFTER_IDLE: Duration = Duration::from_secs(2);
-/// While the engine is away, one caller at a time tries to reach it, for this long; the others fail at once.
-const PROBE_DEADLINE: Duration = Duration::from_secs(1);
-/// Pause between two such attempts.
-const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// That question's answer; a connection on which it does not come is closed.
+const PING_DEADLINE: Duration = Duration::from_secs(1);
 /// Strict, whatever the server's default; row values are read with the session's rules.
 const MYSQL_SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
      innodb_lock_wait_timeout = 3, time_zone = '+00:00'; \
      SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
+/// Whether the server takes writes: both are zero. The second is how Aurora marks a demoted writer.
+pub(super) const READ_ONLY: &str = "SELECT @@global.read_only NOT IN ('0', 'OFF'), \
+     @@global.innodb_read_only NOT IN ('0', 'OFF')";
 
 /// The open engine.
 pub(super) enum Pools {
@@ -42,7 +44,11 @@ pub(super) enum Pools {
         writer: SqlitePool,
         readers: SqlitePool,
     },
-    Mysql(MySqlPool),
+    Mysql {
+        pool: MySqlPool,
+        /// For connections beside the pool.
+        options: Box<MySqlConnectOptions>,
+    },
 }
 
 /// One connection, given back when dropped.
@@ -55,40 +61,16 @@ pub(super) enum Connection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     Read,
+    /// A read that a replica may serve.
+    Report,
     Write,
 }
 
-/// Lets one caller at a time knock while nobody answers, so that the others need not wait for the deadline.
-#[derive(Default)]
-pub(super) struct Breaker {
-    away: Mutex<Option<Away>>,
-    in_use: AtomicU32,
-}
-
-struct Away {
-    error: Error,
-    probe_at: Instant,
-    is_probing: bool,
-}
-
-/// The right to knock.
-struct Probe<'a>(&'a Breaker);
-
-impl Drop for Probe<'_> {
-    fn drop(&mut self) {
-        if let Some(away) = self.0.lock().as_mut() {
-            away.is_probing = false;
-        }
-    }
-}
-
-/// Counts a connection as in use.
-pub(super) struct Lease<'a>(&'a AtomicU32);
-
-impl Drop for Lease<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+/// What a server said of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Knock {
+    Writable,
+    ReadOnly,
 }
 
 impl Pools {
@@ -128,58 +110,106 @@ impl Pools {
     }
 
     /// MySQL or MariaDB; connects when it is first needed.
-    pub(super) fn open_mysql(config: &Config) -> Result<Self, Error> {
-        let options = mysql_options(&config.mysql)?;
-        let lifetime = config.mysql.conn_max_lifetime;
+    pub(super) fn open_mysql(mysql: &config::Mysql, gate: &Arc<Gate>) -> Result<Self, Error> {
+        let options = mysql_options(mysql)?;
+        let (lifetime, most) = (mysql.conn_max_lifetime, mysql.max_open_conns);
+        let lifetime = (!lifetime.is_zero()).then_some(lifetime);
+        let (before, after) = (Arc::clone(gate), Arc::clone(gate));
         let pool = MySqlPoolOptions::new()
-            .max_connections(config.mysql.max_open_conns)
-            .acquire_timeout(config.mysql.acquire_timeout)
-            .max_lifetime((!lifetime.is_zero()).then_some(lifetime))
+            .max_connections(most)
+            .acquire_timeout(mysql.acquire_timeout)
+            .max_lifetime(lifetime)
             .test_before_acquire(false)
             .after_connect(|connection, _| {
                 Box::pin(async move { connection.execute(MYSQL_SESSION).await.map(|_| ()) })
             })
-            .before_acquire(|connection, meta| {
+            .before_acquire(move |connection, meta| {
+                let gate = Arc::clone(&before);
                 Box::pin(async move {
+                    if gate.is_recalled(meta.age, Instant::now()) {
+                        return Ok(false);
+                    }
                     if meta.idle_for > PING_AFTER_IDLE {
-                        connection.ping().await?;
+                        let answer = tokio::time::timeout(PING_DEADLINE, connection.ping()).await;
+                        let answer = answer.unwrap_or_else(|_| {
+                            Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))
+                        });
+                        answer.inspect_err(|error| {
+                            gate.note(Sign::Failed(Fault::of("ping", error).error));
+                        })?;
                     }
                     Ok(true)
                 })
             })
-            .connect_lazy_with(options);
-        Ok(Self::Mysql(pool))
+            .after_release(move |_, meta| {
+                let is_old = lifetime.is_some_and(|span| after.may_retire(meta.age, span, most));
+                let stays = !is_old && !after.is_recalled(meta.age, Instant::now());
+                Box::pin(async move { Ok(stays) })
+            })
+            .connect_lazy_with(options.clone());
+        Ok(Self::Mysql {
+            pool,
+            options: Box::new(options),
+        })
     }
 
-    /// Waits for a connection.
-    pub(super) async fn connection<'b>(
+    /// Waits for a connection. Refuses at once while the gate is shut.
+    pub(super) async fn connection<'g>(
         &self,
         purpose: Purpose,
-        breaker: &'b Breaker,
+        gate: &'g Gate,
         deadline: Instant,
-    ) -> Result<(Connection, Lease<'b>), Fault> {
-        let probe = breaker.enter(Instant::now())?;
-        let deadline = match probe {
-            Some(_) => deadline.min(Instant::now() + PROBE_DEADLINE),
-            None => deadline,
-        };
+    ) -> Result<(Connection, Lease<'g>, Ticket<'g>), Fault> {
+        let began = Instant::now();
+        let mut ticket = gate.enter(purpose, began)?;
+        let deadline = ticket.deadline(began, deadline);
+        if ticket.is_probe()
+            && let Err(fault) = self.knock().await
+        {
+            ticket.failed(Sign::Unreachable(fault.error.clone()));
+            return Err(fault);
+        }
         let taken = tokio::time::timeout_at(deadline, self.acquire(purpose)).await;
         match taken.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
             Ok(connection) => {
-                *breaker.lock() = None;
-                breaker.in_use.fetch_add(1, Ordering::Relaxed);
-                Ok((connection, Lease(&breaker.in_use)))
+                gate.note(Sign::Waited(began.elapsed()));
+                Ok((connection, gate.lease(), ticket))
             }
             Err(error) => {
                 let fault = Fault::of("connect", &error);
                 // A pool that is all in use is no sign that the engine is away, one that could not fill itself is.
-                let in_use = breaker.in_use.load(Ordering::Relaxed);
-                let is_busy = matches!(error, sqlx::Error::PoolTimedOut) && in_use >= self.most();
-                if matches!(self, Self::Mysql(_)) && !is_busy {
-                    breaker.trip(&fault.error, Instant::now());
-                }
+                let is_crowded =
+                    matches!(error, sqlx::Error::PoolTimedOut) && gate.in_use() >= self.most();
+                let error = fault.error.clone();
+                ticket.failed(if is_crowded {
+                    Sign::Crowded(error)
+                } else {
+                    Sign::Unreachable(error)
+                });
                 Err(fault)
             }
+        }
+    }
+
+    /// Makes a connection beside the pool, which tells at once why it cannot be made, where the pool would go on trying;
+    /// and asks it whether the server takes writes. The embedded store always does, as far as this goes.
+    pub(super) async fn knock(&self) -> Result<Knock, Fault> {
+        let Self::Mysql { options, .. } = self else {
+            return Ok(Knock::Writable);
+        };
+        let asked = async {
+            let mut connection = options.connect().await?;
+            let (a, b): (i64, i64) = sqlx::query_as(READ_ONLY).fetch_one(&mut connection).await?;
+            let _ = connection.close().await;
+            Ok(if a + b == 0 {
+                Knock::Writable
+            } else {
+                Knock::ReadOnly
+            })
+        };
+        match tokio::time::timeout(PROBE_DEADLINE, asked).await {
+            Ok(found) => found.map_err(|error| Fault::of("connect", &error)),
+            Err(_) => Err(Error::Unavailable("connect: no answer in time".into()).into()),
         }
     }
 
@@ -188,17 +218,17 @@ impl Pools {
             (Self::Sqlite { writer, .. }, Purpose::Write) => {
                 writer.acquire().await.map(Connection::Sqlite)
             }
-            (Self::Sqlite { readers, .. }, Purpose::Read) => {
+            (Self::Sqlite { readers, .. }, Purpose::Read | Purpose::Report) => {
                 readers.acquire().await.map(Connection::Sqlite)
             }
-            (Self::Mysql(pool), _) => pool.acquire().await.map(Connection::Mysql),
+            (Self::Mysql { pool, .. }, _) => pool.acquire().await.map(Connection::Mysql),
         }
     }
 
     fn most(&self) -> u32 {
         match self {
             Self::Sqlite { .. } => SQLITE_READERS + 1,
-            Self::Mysql(pool) => pool.options().get_max_connections(),
+            Self::Mysql { pool, .. } => pool.options().get_max_connections(),
         }
     }
 
@@ -209,7 +239,7 @@ impl Pools {
                 writer.size() + readers.size(),
                 writer.num_idle() + readers.num_idle(),
             ),
-            Self::Mysql(pool) => (pool.size(), pool.num_idle()),
+            Self::Mysql { pool, .. } => (pool.size(), pool.num_idle()),
         };
         (size, u32::try_from(idle).unwrap_or(u32::MAX))
     }
@@ -220,34 +250,8 @@ impl Pools {
                 readers.close().await;
                 writer.close().await;
             }
-            Self::Mysql(pool) => pool.close().await,
+            Self::Mysql { pool, .. } => pool.close().await,
         }
-    }
-}
-
-impl Breaker {
-    fn lock(&self) -> MutexGuard<'_, Option<Away>> {
-        self.away.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// `None` in normal times. While the engine is away: the right to knock, or the last error at once.
-    fn enter(&self, now: Instant) -> Result<Option<Probe<'_>>, Fault> {
-        match self.lock().as_mut() {
-            None => Ok(None),
-            Some(away) if away.is_probing || now < away.probe_at => Err(away.error.clone().into()),
-            Some(away) => {
-                away.is_probing = true;
-                Ok(Some(Probe(self)))
-            }
-        }
-    }
-
-    fn trip(&self, error: &Error, now: Instant) {
-        *self.lock() = Some(Away {
-            error: error.clone(),
-            probe_at: now + PROBE_INTERVAL,
-            is_probing: false,
-        });
     }
 }
 
@@ -347,24 +351,6 @@ fn mysql_address(address: &str) -> Result<MysqlAddress, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_caller_at_a_time_knocks() {
-        let breaker = Breaker::default();
-        let start = Instant::now();
-        assert!(matches!(breaker.enter(start), Ok(None)));
-        breaker.trip(&Error::Unavailable("gone".into()), start);
-        let error = breaker.enter(start).err().unwrap().error;
-        assert_eq!(error, Error::Unavailable("gone".into()));
-        let later = start + PROBE_INTERVAL;
-        let probe = breaker.enter(later).unwrap();
-        assert!(probe.is_some());
-        assert!(breaker.enter(later).is_err());
-        drop(probe);
-        assert!(matches!(breaker.enter(later), Ok(Some(_))));
-        *breaker.lock() = None;
-        assert!(matches!(breaker.enter(later), Ok(None)));
-    }
 
     #[test]
     fn addresses_are_read() {

@@ -18,7 +18,11 @@ pub(super) const QUERIES: Table = Table {
 impl Store {
     /// Every query, by name.
     pub(crate) async fn queries(&self) -> Result<Vec<Query>> {
-        let mut session = self.session(Purpose::Read).await?;
+        self.queries_for(Purpose::Read).await
+    }
+
+    pub(super) async fn queries_for(&self, purpose: Purpose) -> Result<Vec<Query>> {
+        let mut session = self.session(purpose).await?;
         let queries = specs::list(&mut session, QUERIES).await?;
         Ok(queries
             .into_iter()

@@ -11,9 +11,11 @@ use tokio::time::Instant;
 
 use super::Store;
 use super::batch::Piece;
+use super::breaker::Sign;
 use super::dialect::{Dialect, Upsert};
 use super::error::{Error, Fault};
-use super::pools::{Connection, Lease, Purpose};
+use super::gate::{Gate, Lease, PROBE_DEADLINE, Ticket};
+use super::pools::{Connection, Pools, Purpose};
 use super::value::{Arg, Row, unexpected};
 
 /// From the call to its answer, with all of its retries.
@@ -57,8 +59,11 @@ pub(super) struct Session<'s> {
     store: &'s Store,
     connection: Option<Connection>,
     _lease: Lease<'s>,
+    ticket: Ticket<'s>,
     /// Nothing runs and no transaction is open.
     is_clean: bool,
+    /// The number of the newest change that the transaction leaves.
+    changed_to: Option<i64>,
     deadline: Instant,
     statement_deadline: Duration,
 }
@@ -108,20 +113,43 @@ impl<'s> Session<'s> {
         purpose: Purpose,
         deadline: Instant,
     ) -> Result<Self, Fault> {
+        if purpose == Purpose::Report
+            && let Some(session) = store.replicas.session(store).await
+        {
+            return Ok(session);
+        }
+        Self::at(store, (&store.pools, &store.gate), purpose, deadline).await
+    }
+
+    /// The same at a place: the primary, or a replica.
+    pub(super) async fn at(
+        store: &'s Store,
+        (pools, gate): (&'s Pools, &'s Gate),
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> Result<Self, Fault> {
         let started = Instant::now();
-        let (connection, lease) = store
-            .pools
-            .connection(purpose, &store.breaker, deadline)
-            .await?;
+        let (connection, lease, ticket) = pools.connection(purpose, gate, deadline).await?;
         store.statistics.acquired(started.elapsed());
         Ok(Self {
             store,
             connection: Some(connection),
             _lease: lease,
+            statement_deadline: if ticket.is_probe() {
+                PROBE_DEADLINE
+            } else {
+                STATEMENT_DEADLINE
+            },
+            ticket,
             is_clean: true,
+            changed_to: None,
             deadline,
-            statement_deadline: STATEMENT_DEADLINE,
         })
+    }
+
+    /// After a short question: the time of a whole call begins now.
+    pub(super) fn prolong(&mut self) {
+        self.deadline = Instant::now() + CALL_DEADLINE;
     }
 
     /// For statements that are known to take long.
@@ -200,15 +228,22 @@ impl<'s> Session<'s> {
             .statement(name, started.elapsed(), is_error);
         match result {
             Ok(Ok(done)) => {
+                self.ticket.answered();
                 self.is_clean = was_clean;
                 Ok(done)
             }
             Ok(Err(error)) => {
                 let fault = Fault::of(name, &error);
-                if fault.may_retry || !matches!(fault.error, Error::Unavailable(_)) {
+                if fault.may_retry || !fault.error.is_away() {
+                    self.ticket.answered();
                     self.is_clean = was_clean;
+                } else if fault.is_read_only() {
+                    self.ticket.answered();
+                    self.ticket.demote(&fault.error);
+                    self.abandon();
                 } else {
-                    // Read-only, shut down, out of step: another connection may lead to a better server.
+                    // Shut down, out of step: another connection may lead to a better server.
+                    self.ticket.failed(Sign::Failed(fault.error.clone()));
                     self.abandon();
                 }
                 Err(fault)
@@ -216,7 +251,9 @@ impl<'s> Session<'s> {
             Err(_) => {
                 self.abandon();
                 let text = format!("{name}: no answer within its deadline");
-                Err(Error::Unavailable(text).into())
+                let error = Error::Unavailable(text);
+                self.ticket.failed(Sign::Silent(error.clone()));
+                Err(error.into())
             }
         }
     }
@@ -233,6 +270,10 @@ impl<'s> Session<'s> {
             Ok(value) => {
                 self.command("commit", "COMMIT").await?;
                 self.is_clean = true;
+                if let Some(newest) = self.changed_to {
+                    self.store
+                        .note_change(u64::try_from(newest).unwrap_or_default());
+                }
                 Ok(value)
             }
             Err(fault) => {
@@ -293,6 +334,11 @@ impl<'s> Session<'s> {
             self.execute(name, sql, &args).await?;
         }
         Ok(())
+    }
+
+    /// The transaction leaves changes up to this number.
+    pub(super) fn leaves(&mut self, newest: i64) {
+        self.changed_to = Some(newest);
     }
 
     /// Adds to a counter and locks it until the end of the transaction. Returns its new value.

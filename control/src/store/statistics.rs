@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use fleet_protocol::stats::Histogram;
 
+use super::gate::GateStatistics;
+use super::replicas::ReplicaStatistics;
+
 /// Counters of one statement.
 #[derive(Clone, Debug)]
 pub(crate) struct StatementStats {
@@ -27,6 +30,10 @@ pub(crate) struct StoreStatistics {
     pub(crate) retries: u64,
     /// Wait for a connection from the pool.
     pub(crate) acquire_us: Histogram,
+    /// The breaker, and what is known of a demoted server.
+    pub(crate) gate: GateStatistics,
+    /// By address.
+    pub(crate) replicas: Vec<ReplicaStatistics>,
     /// Connections open now.
     pub(crate) connections: u32,
     /// Of those, in no use.

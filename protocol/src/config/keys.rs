@@ -5,8 +5,8 @@ use std::str::FromStr;
 use serde_json::Value;
 
 use super::sections::{
-    AgentCheck, BasicAuth, Carver, Claim, Dns, Filesystem, Logging, Mysql, Osquery, Redis, Server,
-    State, Tls, Tune, Workers,
+    AgentCheck, BasicAuth, Carver, Claim, Dns, Filesystem, Logging, Mysql, MysqlReadReplica,
+    Osquery, Redis, Server, State, Tls, Tune, Workers,
 };
 use super::{Config, Problem};
 use crate::secret::MASK;
@@ -114,7 +114,7 @@ impl Config {
     /// Every option, in the order of the documentation.
     pub fn keys() -> Vec<Key> {
         let defaults = serde_json::to_value(Self::default()).unwrap_or_default();
-        let sections: [(&[&str], Help); 15] = [
+        let sections: [(&[&str], Help); 16] = [
             (&["server"], Server::HELP),
             (&["tls"], Tls::HELP),
             (&["addresses", "claim"], Claim::HELP),
@@ -124,6 +124,7 @@ impl Config {
             (&["state"], State::HELP),
             (&["workers"], Workers::HELP),
             (&["mysql"], Mysql::HELP),
+            (&["mysql_read_replica"], MysqlReadReplica::HELP),
             (&["redis"], Redis::HELP),
             (&["osquery"], Osquery::HELP),
             (&["logging"], Logging::HELP),

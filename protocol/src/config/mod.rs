@@ -10,8 +10,8 @@ mod validate;
 pub use keys::{Key, KeyKind, OverlayError, overlay};
 pub use sections::{
     Addresses, AgentCheck, BasicAuth, Carver, Claim, ClientAuth, Dns, Filesystem, HostIdentifier,
-    LogCompression, Logging, Mysql, Osquery, PostQuantum, Prometheus, Redis, Server, State, Tls,
-    TlsCompatibility, Tune, Workers,
+    LogCompression, Logging, Mysql, MysqlReadReplica, Osquery, PostQuantum, Prometheus, Redis,
+    Server, State, Tls, TlsCompatibility, Tune, Workers,
 };
 pub use validate::Problem;
 
@@ -31,6 +31,8 @@ pub struct Config {
     pub logging: Logging,
     /// The MySQL or MariaDB store.
     pub mysql: Mysql,
+    /// Read replicas of the MySQL store.
+    pub mysql_read_replica: MysqlReadReplica,
     /// What agents are told and how they are known.
     pub osquery: Osquery,
     /// Who may read `/metrics`.

@@ -190,6 +190,33 @@ section! {
 }
 
 section! {
+    /// Read replicas of the MySQL store, for operators' lists and counts. A read goes to a replica that knows every change which this gateway knows, else to the primary.
+    MysqlReadReplica {
+        /// host:port of each, separated by commas; empty: none.
+        address: Vec<String> = Vec::new();
+        /// User name; empty: that of mysql, with its password.
+        username: String = String::new();
+        /// Password of username.
+        password: Secret = Secret::default();
+        /// File that holds the password.
+        password_path: PathBuf = PathBuf::new();
+        /// Database; empty: that of mysql.
+        database: String = String::new();
+        /// Certificate authority of the replicas, PEM; empty: that of mysql.
+        tls_ca: PathBuf = PathBuf::new();
+        /// Client certificate, PEM; empty: that of mysql.
+        tls_cert: PathBuf = PathBuf::new();
+        /// Client key, PEM; empty: that of mysql.
+        tls_key: PathBuf = PathBuf::new();
+        /// Connections in the pool of each.
+        max_open_conns: u32 = 4;
+        /// A connection is replaced after this time; 0s for never.
+        #[serde(with = "super::keys::span")]
+        conn_max_lifetime: Duration = Duration::from_secs(30 * 60);
+    }
+}
+
+section! {
     /// The Redis bus. Without an address an in-process bus is used, which serves one gateway.
     Redis {
         /// host:port, with or without redis:// in front; several cluster nodes are separated by commas.

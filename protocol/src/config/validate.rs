@@ -19,6 +19,11 @@ impl fmt::Display for Problem {
     }
 }
 
+/// Below the ten seconds that control gives a call of the store, milliseconds.
+const STORE_WAIT_MS_MAX: u128 = 8000;
+/// Each is asked how it stands once a second.
+const REPLICAS_MAX: usize = 16;
+
 impl Config {
     /// Every problem; none means that the values are usable together. Files are not looked at.
     pub fn validate(&self) -> Vec<Problem> {
@@ -214,12 +219,46 @@ impl Config {
             "mysql.password and mysql.password_path: set one of them",
         );
         check(
+            (100..=STORE_WAIT_MS_MAX).contains(&self.mysql.acquire_timeout.as_millis()),
+            "mysql.acquire_timeout: must be 100ms to 8s, so that a call still has time for its statements",
+        );
+        self.validate_replicas(check);
+        check(
             self.filesystem.max_size > 0,
             "filesystem.max_size: must be at least 1",
         );
         check(
             (1..=32 << 20).contains(&self.carver.max_block_size),
             "carver.max_block_size: must be 1 byte to 32 MiB",
+        );
+    }
+
+    fn validate_replicas(&self, check: &mut impl FnMut(bool, &str)) {
+        let replicas = &self.mysql_read_replica;
+        if replicas.address.is_empty() {
+            return;
+        }
+        check(
+            !self.mysql.address.is_empty(),
+            "mysql_read_replica.address: mysql.address is not set",
+        );
+        check(
+            replicas.address.len() <= REPLICAS_MAX,
+            "mysql_read_replica.address: more than 16",
+        );
+        check(
+            replicas.max_open_conns >= 1,
+            "mysql_read_replica.max_open_conns: must be at least 1",
+        );
+        let has_password = !replicas.password.is_empty();
+        let has_path = !replicas.password_path.as_os_str().is_empty();
+        check(
+            !(has_password && has_path),
+            "mysql_read_replica.password and mysql_read_replica.password_path: set one of them",
+        );
+        check(
+            !replicas.username.is_empty() || !(has_password || has_path),
+            "mysql_read_replica.password: mysql_read_replica.username is not set",
         );
     }
 

@@ -107,7 +107,8 @@ impl Bench {
 async fn deps(config: Config, state_dir: &Path) -> Deps {
     let store = Arc::new(Store::open(&config, state_dir).await.unwrap());
     let bus = Arc::new(Bus::open(&config).unwrap());
-    let agents = Agents::load(Arc::clone(&store), Arc::clone(&bus), &config)
+    let spool = Arc::new(crate::spool::Spool::open(state_dir));
+    let agents = Agents::load(Arc::clone(&store), Arc::clone(&bus), spool, &config)
         .await
         .unwrap();
     Deps {

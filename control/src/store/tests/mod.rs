@@ -73,6 +73,8 @@ macro_rules! cases {
                 $module::$case(&Bed::open(server.database(stringify!($case)).await).await).await;
             )+
             outage::tls_is_verified(&server).await;
+            outage::who_is_denied_is_told_so(&server).await;
+            outage::a_deadlock_is_tried_again(&server).await;
             outage::a_read_only_server_is_unavailable(&server).await;
             outage::a_lost_server_fails_fast_and_comes_back(&mut server).await;
         }

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use fleet_protocol::ids::{FeedSeq, HostId, UnixSeconds};
+use sqlx::AssertSqlSafe;
 use tokio::time::Instant;
 
 use super::server::Server;
 use super::{Bed, enroll_many, enrollment, unseen};
 use crate::bus::tests::make_certificates;
+use crate::model::{HostColumns, HostDetails};
 use crate::store::{Error, Store};
 
 pub(super) async fn migrations_start_from_nothing(server: &Server) {
@@ -74,12 +76,77 @@ pub(super) async fn a_read_only_server_is_unavailable(server: &Server) {
     assert!(unavailable(bed.store.ping().await));
     let marked = bed.store.mark_seen(&hosts, UnixSeconds(5)).await;
     assert!(unavailable(marked));
-    // Reads go on.
+    // Reads go on, writes are refused without asking.
     assert_eq!(bed.store.host_count().await, Ok(1));
+    let gate = bed.store.statistics().gate;
+    assert!(gate.is_read_only && !gate.is_open);
+    assert!(unavailable(
+        bed.store.mark_seen(&hosts, UnixSeconds(5)).await
+    ));
+    assert!(bed.store.statistics().gate.refused > gate.refused);
+    let pinged = bed.store.ping().await.unwrap_err();
+    assert_eq!(bed.store.trouble(&pinged), "read-only");
     server.run("SET GLOBAL read_only = 0".into()).await;
     tokio::time::sleep(crate::store::PING_INTERVAL).await;
     assert_eq!(bed.store.ping().await, Ok(()));
     assert_eq!(bed.store.mark_seen(&hosts, UnixSeconds(5)).await, Ok(()));
+    assert!(!bed.store.statistics().gate.is_read_only);
+
+    // Found by a write this time, not by a health check.
+    server.run("SET GLOBAL read_only = 1".into()).await;
+    assert!(unavailable(
+        bed.store.mark_seen(&hosts, UnixSeconds(6)).await
+    ));
+    assert_eq!(bed.store.statistics().gate.demoted, 2);
+    server.run("SET GLOBAL read_only = 0".into()).await;
+}
+
+pub(super) async fn a_deadlock_is_tried_again(server: &Server) {
+    let bed = Bed::open(server.database("deadlock").await).await;
+    let hosts = enroll_many(&bed.store, 40).await;
+    let mut rival = server.connect().await;
+    let mut run = async |sql: &str| {
+        sqlx::raw_sql(AssertSqlSafe(format!("USE deadlock; {sql}")))
+            .execute(&mut rival)
+            .await
+    };
+    let details: Vec<HostDetails> = [hosts[0], hosts[39]]
+        .into_iter()
+        .map(|host| HostDetails {
+            host,
+            at: UnixSeconds(2_000_000),
+            columns: HostColumns::default(),
+            details: serde_json::Map::new(),
+        })
+        .collect();
+    // It has changed more rows than the store will have, so that the store's transaction is the one that is undone.
+    run("START TRANSACTION; UPDATE host_details SET uptime = 1 WHERE host_id > 1")
+        .await
+        .unwrap();
+    let (written, rival) = tokio::join!(bed.store.update_details(&details), async {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while server.lock_waits().await == 0 {
+            assert!(Instant::now() < deadline, "the store waits for no lock");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        run("UPDATE host_details SET uptime = 2 WHERE host_id = 1").await?;
+        run("COMMIT").await
+    });
+    rival.unwrap();
+    assert_eq!(written, Ok(()));
+    assert!(bed.store.statistics().retries >= 1);
+    assert!(!bed.store.statistics().gate.is_open);
+}
+
+pub(super) async fn who_is_denied_is_told_so(server: &Server) {
+    let mut config = server.database("denied").await;
+    config.mysql.password_path = "/dev/null".into();
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config, dir.path()).await.unwrap();
+    let denied = store.require_prepared().await;
+    assert!(matches!(denied, Err(Error::Denied(_))), "{denied:?}");
+    let pinged = store.ping().await.unwrap_err();
+    assert_eq!(store.trouble(&pinged), "access denied");
 }
 
 pub(super) async fn a_lost_server_fails_fast_and_comes_back(server: &mut Server) {

@@ -92,24 +92,39 @@ impl Server {
         self.dir.path().join("socket")
     }
 
-    /// Runs statements as root.
-    pub(super) async fn run(&self, sql: String) {
+    /// As root.
+    pub(super) async fn connect(&self) -> MySqlConnection {
         let options = MySqlConnectOptions::new()
             .socket(self.socket())
             .username("root");
         let deadline = Instant::now() + Duration::from_secs(60);
-        let mut connection: MySqlConnection = loop {
+        loop {
             match options.connect().await {
-                Ok(connection) => break connection,
+                Ok(connection) => return connection,
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
-        };
+        }
+    }
+
+    /// Runs statements as root.
+    pub(super) async fn run(&self, sql: String) {
+        let mut connection = self.connect().await;
         sqlx::raw_sql(AssertSqlSafe(sql))
             .execute(&mut connection)
             .await
             .unwrap();
         drop(connection);
+    }
+
+    /// Transactions that wait for a row's lock.
+    pub(super) async fn lock_waits(&self) -> i64 {
+        let sql =
+            "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'";
+        sqlx::query_scalar(sql)
+            .fetch_one(&mut self.connect().await)
+            .await
+            .unwrap()
     }
 
     /// A new database, and the configuration of somebody without privileges beyond it.
