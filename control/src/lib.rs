@@ -30,6 +30,7 @@ mod model;
 mod operator;
 mod pacer;
 mod process;
+mod replay;
 mod results;
 mod roster;
 mod seen;

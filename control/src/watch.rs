@@ -19,7 +19,6 @@ use crate::grace::GRACE_S;
 use crate::host_config::{Composer, Specs};
 use crate::labels::LabelPlan;
 use crate::model::{ChangeKind, ChangeRow};
-use crate::spool;
 use crate::store::{self, Store};
 
 /// Changes are looked for this often when nobody wakes us.
@@ -40,8 +39,6 @@ const LOOKS_PER_COUNT: u32 = 600;
 const CHANGES_KEPT_S: u32 = 3600;
 /// Old changes are deleted this often.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(300);
-/// Kept results are looked at this often.
-const REPLAY_INTERVAL: Duration = Duration::from_secs(1);
 /// A call that deleted this many rows may have left some.
 const PRUNED_MANY: u64 = 65_536;
 /// Longest wait for subscribers to take pieces, before the slow ones are left behind.
@@ -182,49 +179,6 @@ impl Agents {
                 self.prune(UnixSeconds(now().0.saturating_sub(CHANGES_KEPT_S)))
                     .await;
             }
-        }
-    }
-
-    /// Writes what the spool holds whenever the store is there, until the process drains.
-    pub(crate) async fn replay(self: Arc<Self>) {
-        let mut closing = self.is_closing.subscribe();
-        while !*closing.borrow() {
-            self.replay_once().await;
-            tokio::select! {
-                () = sleep(REPLAY_INTERVAL) => {}
-                _ = closing.changed() => return,
-            }
-        }
-    }
-
-    /// Until the spool is empty or the store is away.
-    pub(crate) async fn replay_once(&self) {
-        while !*self.is_closing.borrow() {
-            let kept = match self.spool.oldest().await {
-                Ok(Some(kept)) => kept,
-                Ok(None) => return,
-                Err(error) => return self.warn_spool(&error),
-            };
-            let record = &kept.record;
-            let outdated = match self.store.replay(&record.details, &record.labels).await {
-                Ok(outdated) => outdated as u64,
-                Err(error) if error.is_away() => return,
-                Err(error) => {
-                    // It would be refused for ever, and keep the others waiting.
-                    tracing::error!(%error, "the store refuses kept results; they are lost");
-                    self.counters.count_lost_write();
-                    0
-                }
-            };
-            if let Err(error) = self.spool.done(&kept, outdated).await {
-                return self.warn_spool(&error);
-            }
-        }
-    }
-
-    fn warn_spool(&self, error: &spool::Error) {
-        if lock(&self.warned).may_warn("read the spool", now()) {
-            tracing::error!(%error, "kept results cannot be written to the store");
         }
     }
 

@@ -104,7 +104,10 @@ pub(super) async fn show(
         run_if(checks.contains(&Check::Journal), Check::Journal, &office),
         run_if(checks.contains(&Check::Gateway), Check::Gateway, &office),
     );
-    let troubles: String = [store, bus, journal, gateway].into_iter().flatten().collect();
+    let troubles: String = [store, bus, journal, gateway]
+        .into_iter()
+        .flatten()
+        .collect();
     if troubles.is_empty() {
         return routes::bare(StatusCode::OK);
     }
