@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use fleet_protocol::address::{AddressState, AddressView};
 use fleet_protocol::config::Config;
 use fleet_protocol::ids::SlotIndex;
-use fleet_protocol::slot::{SettingView, SlotState, SlotView};
+use fleet_protocol::slot::{CertificateView, SettingView, SlotState, SlotView};
 use fleet_protocol::stats::{TlsFailure, TlsSession, WorkerStats};
 use tempfile::TempDir;
 
