@@ -3,6 +3,7 @@
 //! The end begins when the supervisor says so, or when its end of the channel closes because it is gone.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
@@ -14,7 +15,7 @@ use socket2::Socket;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::channel::{Channel, Mouth, Word};
+use crate::channel::{Channel, Ears, Mouth, Word};
 use crate::listening::Listening;
 use crate::terms::Terms;
 use crate::{Worker, accept, link, stats};
@@ -65,7 +66,7 @@ async fn live(
     listeners: Vec<(Listener, Socket)>,
     is_link_lost: &Notify,
 ) -> anyhow::Result<()> {
-    let (mut ears, mut mouth) = channel.split()?;
+    let (ears, mut mouth) = channel.split()?;
     let mut lasting = JoinSet::new();
     lasting.spawn_local(Rc::clone(&worker.clock).run());
     let mut accepts = JoinSet::new();
@@ -73,19 +74,33 @@ async fn live(
     let boot = worker.state.boot;
     mouth.say(&FromChild::Ready { boot }).await?;
     tracing::info!(listeners = accepts.len(), "serving");
-    tokio::task::spawn_local(report(Rc::clone(&worker), mouth));
+    // Not a task, which would wait for its turn behind every connection that is ready: to the supervisor a worker that does
+    // not report stands still.
+    tokio::select! {
+        end = attend(&worker, ears, lasting, accepts, is_link_lost) => end,
+        never = report(&worker, mouth) => match never {},
+    }
+}
 
+/// Does what the supervisor says, until the end and through it.
+async fn attend(
+    worker: &Rc<Worker>,
+    mut ears: Ears,
+    mut lasting: JoinSet<()>,
+    mut accepts: JoinSet<accept::End>,
+    is_link_lost: &Notify,
+) -> anyhow::Result<()> {
     // A task that ends before its time has panicked or lost its socket: what is open is finished, and another process
     // takes over.
     let (time, is_broken) = loop {
         tokio::select! {
             word = ears.next() => match word {
                 Ok(Word::Drain(time)) => break (time, false),
-                Ok(Word::Listen(listeners)) => listen(&worker, &mut accepts, listeners),
-                Ok(Word::Sweep(listeners)) => sweep(&worker, &mut accepts, listeners),
-                Ok(Word::Withdraw(addresses)) => withdraw(&worker, &addresses),
-                Ok(Word::Tickets(keys)) => turn_tickets(&worker, &keys),
-                Ok(Word::Reload(reload)) => take(&worker, &reload),
+                Ok(Word::Listen(listeners)) => listen(worker, &mut accepts, listeners),
+                Ok(Word::Sweep(listeners)) => sweep(worker, &mut accepts, listeners),
+                Ok(Word::Withdraw(addresses)) => withdraw(worker, &addresses),
+                Ok(Word::Tickets(keys)) => turn_tickets(worker, &keys),
+                Ok(Word::Reload(reload)) => take(worker, &reload),
                 Err(error) => {
                     tracing::warn!(%error, "no word from the supervisor any more");
                     break (DRAIN_DEADLINE, false);
@@ -200,7 +215,7 @@ fn take(worker: &Worker, reload: &Reload) {
 }
 
 /// Sends the counters each second. A supervisor that does not read holds up nothing but this.
-async fn report(worker: Rc<Worker>, mut mouth: Mouth) {
+async fn report(worker: &Worker, mut mouth: Mouth) -> Infallible {
     let mut interval = tokio::time::interval(STATS_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
@@ -210,8 +225,9 @@ async fn report(worker: Rc<Worker>, mut mouth: Mouth) {
         stats.is_full = worker.door.is_shut();
         stats.listeners = worker.report_listenings();
         if let Err(error) = mouth.say(&FromChild::Worker(Box::new(stats))).await {
+            // It is gone, which the other direction notices.
             tracing::debug!(%error, "no report");
-            return;
+            return std::future::pending().await;
         }
     }
 }

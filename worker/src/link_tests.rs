@@ -440,6 +440,7 @@ fn silence_is_judged_only_after_looking() {
     with_link(|_control, state| async move {
         let session = |stream| Session {
             state: &state,
+            version: VERSION,
             stream,
             decoder: Decoder::default(),
             input: BytesMut::new(),

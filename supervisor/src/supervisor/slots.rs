@@ -10,7 +10,7 @@ use fleet_protocol::limits::DRAIN_DEADLINE;
 use fleet_protocol::slot::SlotState;
 
 use super::{Phase, Supervisor};
-use crate::addresses::Given;
+use crate::addresses::{Addresses, Given};
 use crate::exit::Failure;
 use crate::place::{Place, Role};
 use crate::port_owner;
@@ -106,12 +106,18 @@ impl Supervisor {
         };
         let sweeper = self.places.iter().skip(1).find(serves);
         let addresses = &mut self.setup.addresses;
-        let facts = Facts {
+        let mut facts = Facts {
             can_migrate: can_migrate() && !addresses.is_shared(),
             is_served: sweeper.is_some(),
             is_waiting: addresses.is_waiting(slot),
         };
         let mut step = vacancy.step(facts, now);
+        if step == Step::Shut && meet(addresses) {
+            // The kernel would move connections to them, too. Where they do not, the last of a group moves to the index of
+            // one that ends, be it ours or not.
+            facts.can_migrate = false;
+            step = vacancy.step(facts, now);
+        }
         match step {
             Step::None => {}
             Step::Shut => addresses.shut_slot(slot),
@@ -149,10 +155,7 @@ impl Supervisor {
     /// Looks for others who share our ports.
     pub(super) fn meet(&mut self) {
         self.meet_at = self.now() + MEET_INTERVAL;
-        for sentence in self.setup.addresses.meet(&port_owner::listeners()) {
-            tracing::warn!("{sentence}");
-            self.is_changed = true;
-        }
+        self.is_changed |= meet(&mut self.setup.addresses);
     }
 
     /// Takes another number of workers. True when it is one.
@@ -239,6 +242,15 @@ impl Supervisor {
             DRAIN_DEADLINE.as_secs()
         ))
     }
+}
+
+/// True when somebody has come.
+fn meet(addresses: &mut Addresses) -> bool {
+    let sentences = addresses.meet(&port_owner::listeners());
+    for sentence in &sentences {
+        tracing::warn!("{sentence}");
+    }
+    !sentences.is_empty()
 }
 
 fn can_migrate() -> bool {
