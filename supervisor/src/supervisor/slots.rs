@@ -112,9 +112,9 @@ impl Supervisor {
             is_waiting: addresses.is_waiting(slot),
         };
         let mut step = vacancy.step(facts, now);
+        // When a socket ends, the last of its group moves to its index, be it ours or not: so look first who is there.
         if step == Step::Shut && meet(addresses) {
-            // The kernel would move connections to them, too. Where they do not, the last of a group moves to the index of
-            // one that ends, be it ours or not.
+            // The kernel would move connections to the one who has come.
             facts.can_migrate = false;
             step = vacancy.step(facts, now);
         }
