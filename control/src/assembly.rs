@@ -26,7 +26,6 @@ use crate::feed::Subscription;
 use crate::journal::Journal;
 use crate::metrics::{self, Sources};
 use crate::operator::{self, Deps};
-use crate::process::resident_bytes;
 use crate::server::{Backend, FeedSource, Server};
 use crate::spool::Spool;
 use crate::store::{self, Store};
@@ -314,7 +313,7 @@ impl Assembly {
                         .collect(),
                     hosts: parts.agents.statistics().hosts,
                     links: u32::try_from(links.open.load(Ordering::Relaxed)).unwrap_or(u32::MAX),
-                    rss_bytes: resident_bytes(),
+                    rss_bytes: fleet_child::memory::resident_bytes(),
                 });
                 tokio::time::sleep(HEALTH_INTERVAL).await;
             }

@@ -31,6 +31,9 @@ mod operator;
 mod pacer;
 mod process;
 mod replay;
+mod peer;
+mod process;
+mod reach;
 mod results;
 mod roster;
 mod seen;
@@ -42,15 +45,22 @@ mod waiting;
 mod watch;
 mod work;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use fleet_protocol::config::Config;
 pub use journal::{DamagedRange, JournalReport, SegmentReport};
 
-/// Runs the control process: takes its orders from descriptor 3, returns when it is drained.
-pub fn run() -> ExitCode {
-    process::run()
+/// Runs the control process: takes its orders from descriptor 3, returns when it is drained. `threads` stops the threads
+/// of the process's allocator, told false, and lets them run, told true: a process that gives something up has no threads
+/// then.
+pub fn run(threads: fn(bool)) -> ExitCode {
+    process::run(threads)
+}
+
+/// Directories that logs are written to.
+pub fn log_directories(config: &Config, state_dir: &Path) -> [PathBuf; 2] {
+    journal::directories(&config.filesystem, state_dir)
 }
 
 /// Brings the configured database up to date; returns how many migrations ran. The error is one line for people.

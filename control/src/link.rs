@@ -22,6 +22,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
+use crate::peer;
 use crate::server::{Backend, FeedSource, Link, LinkCounters, Outgoing, Phase, Server};
 
 /// Intervals in which this process looked for a sign of life and found none; a pause of its own, however long, is one of
@@ -121,11 +122,8 @@ async fn greet<B: Backend>(
     stream: UnixStream,
     reader: &mut Reader,
 ) -> Result<(OwnedWriteHalf, Hello, u16), End> {
-    let (peer, own) = (
-        stream.peer_cred()?.uid(),
-        nix::unistd::Uid::effective().as_raw(),
-    );
-    if !hello::is_uid_allowed(peer, own) {
+    let peer = stream.peer_cred()?.uid();
+    if !peer::is_worker(peer) {
         return Err(End::Refused(format!("peer has uid {peer}")));
     }
     let (read, mut write) = stream.into_split();

@@ -5,16 +5,20 @@
 //! the channel means that the supervisor is gone and drains like its order. Signals are ignored: whoever stops the whole
 //! group wants the workers to finish first, and only the supervisor knows when they have.
 
+use std::io::Read as _;
+use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use fleet_child::confine;
 use fleet_protocol::config::Config;
 use fleet_protocol::frame::{self, Decoder};
 use fleet_protocol::ids::BootNonce;
 use fleet_protocol::limits::{DRAIN_DEADLINE, STATS_INTERVAL};
+use fleet_protocol::sandbox::Sandbox;
 use fleet_protocol::slot::{EXIT_FATAL, FromChild, Gateway, StartControl, ToChild};
 use fleet_protocol::stats::{ControlStats, Dependency};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,7 +31,7 @@ use tokio::time::timeout;
 
 use crate::assembly::{self, Assembly};
 use crate::store::Store;
-use crate::{inherit, trace};
+use crate::{inherit, journal, peer, reach, trace};
 
 /// The supervisor speaks first, at once.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -40,8 +44,9 @@ const BLOCKING_THREADS_MAX: usize = 32;
 /// Files and statements do not need a core each; workers do.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
 
-/// Runs the control process to its end.
-pub(crate) fn run() -> ExitCode {
+/// Runs the control process to its end. Its first message is heard before it has threads, so that what it gives up then it
+/// gives up for all of them.
+pub(crate) fn run(threads: fn(bool)) -> ExitCode {
     let fatal = ExitCode::from(u8::try_from(EXIT_FATAL).unwrap_or(1));
     let channel = match inherit::channel() {
         Ok(channel) => channel,
@@ -52,6 +57,20 @@ pub(crate) fn run() -> ExitCode {
             return fatal;
         }
     };
+    let (start, rest) = match first_message(&channel) {
+        Ok(found) => found,
+        Err(reason) => {
+            trace::plain(&reason);
+            return ExitCode::FAILURE;
+        }
+    };
+    trace::start(&start.config.logging);
+    if let Some(uid) = start.worker_uid {
+        peer::set_workers(uid);
+    }
+    threads(false);
+    let sandbox = confine(&start);
+    threads(true);
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -59,13 +78,48 @@ pub(crate) fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let end = runtime.block_on(live(channel));
+    let end = runtime.block_on(live(channel, rest, *start, sandbox));
     runtime.shutdown_timeout(SHUTDOWN_DEADLINE);
     match end {
         End::Drained => ExitCode::SUCCESS,
         End::Broken => ExitCode::FAILURE,
         End::Fatal => fatal,
     }
+}
+
+/// What comes behind a message.
+type Rest = (Decoder, BytesMut);
+
+fn first_message(channel: &StdStream) -> Result<(Box<StartControl>, Rest), String> {
+    let failed = |error: &dyn std::fmt::Display| format!("channel to the supervisor: {error}");
+    channel
+        .set_nonblocking(false)
+        .and_then(|()| channel.set_read_timeout(Some(START_DEADLINE)))
+        .map_err(|error| failed(&error))?;
+    let (mut decoder, mut input) = (Decoder::default(), BytesMut::new());
+    let mut chunk = [0; 4096];
+    let mut reader = channel;
+    loop {
+        match decoder.decode(&mut input).map_err(|error| failed(&error))? {
+            Some(ToChild::StartControl(start)) => return Ok((start, (decoder, input))),
+            Some(_) => return Err("expected the start message, got another one".into()),
+            None => {}
+        }
+        let length = reader.read(&mut chunk).map_err(|error| failed(&error))?;
+        if length == 0 {
+            return Err("expected the start message, got the end of the channel".into());
+        }
+        input.extend_from_slice(chunk.get(..length).unwrap_or_default());
+    }
+}
+
+/// From here on it has its directory, its logs and its stores.
+fn confine(start: &StartControl) -> Result<Sandbox, confine::Error> {
+    let config = &start.config;
+    let logs = journal::directories(&config.filesystem, &start.state_dir);
+    let is_root = start.confine.user.is_none() && nix::unistd::geteuid().is_root();
+    let reach = reach::reach(config, &start.state_dir, logs, is_root);
+    confine::apply(&start.confine, &reach)
 }
 
 /// Brings the database up to date. Returns how many migrations ran.
@@ -105,9 +159,17 @@ enum End {
     Fatal,
 }
 
-async fn live(channel: std::os::unix::net::UnixStream) -> End {
+async fn live(
+    channel: StdStream,
+    (decoder, input): Rest,
+    start: StartControl,
+    sandbox: Result<Sandbox, confine::Error>,
+) -> End {
     let _ignored = ignore_signals();
-    let (read, reporter) = match UnixStream::from_std(channel) {
+    let stream = channel
+        .set_nonblocking(true)
+        .and_then(|()| UnixStream::from_std(channel));
+    let (stream, reporter) = match stream {
         Ok(stream) => {
             let (read, write) = stream.into_split();
             (read, Arc::new(Reporter(Mutex::new(write))))
@@ -117,34 +179,24 @@ async fn live(channel: std::os::unix::net::UnixStream) -> End {
             return End::Broken;
         }
     };
-    let mut orders = Orders {
-        stream: read,
-        input: BytesMut::new(),
-        decoder: Decoder::default(),
-    };
-    let start = match timeout(START_DEADLINE, orders.next()).await {
-        Ok(Some(ToChild::StartControl(start))) => *start,
-        other => {
-            trace::plain(&format!(
-                "expected the start message, got {}",
-                name_of(&other)
-            ));
-            return End::Broken;
+    let sandbox = match sandbox {
+        Ok(sandbox) => sandbox,
+        Err(error) => {
+            let reason = error.to_string();
+            tracing::error!(reason, "control cannot be confined");
+            reporter.report(&FromChild::Fatal { reason }).await;
+            return End::Fatal;
         }
     };
-    trace::start(&start.config.logging);
+    let orders = Orders {
+        stream,
+        input,
+        decoder,
+    };
     let (gateway, gateways) = watch::channel(Gateway::default());
     let (drain, drains) = watch::channel(None);
     tokio::spawn(orders.obey(gateway, drain));
-    serve(start, &reporter, gateways, drains).await
-}
-
-fn name_of(message: &Result<Option<ToChild>, tokio::time::error::Elapsed>) -> &'static str {
-    match message {
-        Err(_) => "nothing",
-        Ok(None) => "the end of the channel",
-        Ok(Some(_)) => "another one",
-    }
+    serve(start, sandbox, &reporter, gateways, drains).await
 }
 
 /// Signals are caught and left; what a terminal or systemd sends to the whole group is for the supervisor.
@@ -161,6 +213,7 @@ fn ignore_signals() -> Vec<Signal> {
 
 async fn serve(
     start: StartControl,
+    sandbox: Sandbox,
     reporter: &Arc<Reporter>,
     gateways: watch::Receiver<Gateway>,
     mut drains: watch::Receiver<Option<Duration>>,
@@ -183,7 +236,7 @@ async fn serve(
             return End::Fatal;
         }
     };
-    reporter.report(&FromChild::Ready { boot }).await;
+    reporter.report(&FromChild::Ready { boot, sandbox }).await;
     tracing::info!(store = assembly.store_location(), "control serves");
     let broken = tokio::select! {
         name = assembly.watch(&stats) => Some(name),
@@ -220,7 +273,7 @@ fn starting_stats() -> ControlStats {
             is_healthy: false,
             detail: "starting".into(),
         }],
-        rss_bytes: resident_bytes(),
+        rss_bytes: fleet_child::memory::resident_bytes(),
         ..ControlStats::default()
     }
 }
@@ -312,17 +365,6 @@ async fn report_forever(reporter: Arc<Reporter>, latest: watch::Receiver<Control
         let stats = Box::new(latest.borrow().clone());
         reporter.report(&FromChild::Control(stats)).await;
     }
-}
-
-/// Resident memory of this process; 0 when it cannot be read.
-pub(crate) fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|kilobytes| kilobytes.parse::<u64>().ok())
-        .map_or(0, |kilobytes| kilobytes * 1024)
 }
 
 #[cfg(test)]

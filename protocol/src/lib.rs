@@ -23,6 +23,7 @@ pub mod networks;
 pub mod proxied;
 pub mod proxy_header;
 pub mod reject;
+pub mod sandbox;
 pub mod secret;
 pub mod slot;
 pub mod stats;

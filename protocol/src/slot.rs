@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::frame::{Kind, Message};
 use crate::ids::{BootNonce, Generation, SlotIndex};
 use crate::networks::Networks;
+use crate::sandbox::{Confine, Sandbox, SandboxView};
 use crate::secret::Secret;
 use crate::stats::{ControlStats, WorkerStats};
 use crate::tickets::TicketKeys;
@@ -76,6 +77,8 @@ pub struct StartWorker {
     pub tunnel_path: PathBuf,
     /// The whole configuration.
     pub config: Config,
+    /// What it does to itself before it serves.
+    pub confine: Confine,
 }
 
 /// One inherited listening socket.
@@ -157,6 +160,10 @@ pub struct StartControl {
     pub first_enroll_secret: Secret,
     /// The whole configuration.
     pub config: Config,
+    /// What it does to itself before it serves.
+    pub confine: Confine,
+    /// Whom workers are, when they are somebody else.
+    pub worker_uid: Option<u32>,
 }
 
 /// What a child says.
@@ -166,6 +173,8 @@ pub enum FromChild {
     Ready {
         /// This process.
         boot: BootNonce,
+        /// What it can still do.
+        sandbox: Sandbox,
     },
     /// It cannot serve and a restart would not help; one line that says what to do. It exits with [`EXIT_FATAL`].
     Fatal {
@@ -201,6 +210,8 @@ pub struct Gateway {
     pub certificates: Vec<CertificateView>,
     /// Why the certificates' files, as they are now, are not in use; empty when they are.
     pub certificate_trouble: String,
+    /// How processes are confined, those that have said so.
+    pub sandboxes: Vec<SandboxView>,
 }
 
 /// One kernel setting.

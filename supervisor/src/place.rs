@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fleet_protocol::admin::ControlView;
 use fleet_protocol::ids::SlotIndex;
+use fleet_protocol::sandbox::{Sandbox, SandboxView};
 use fleet_protocol::slot::{self, FDS_PER_MESSAGE_MAX, FromChild, SlotState, SlotView, ToChild};
 use fleet_protocol::stats::{ControlStats, WorkerStats};
 
@@ -51,6 +52,8 @@ pub(crate) struct Place {
     child: Option<Child>,
     /// Listeners that the process has been told of.
     given: Given,
+    /// As the process said when it became ready.
+    sandbox: Option<Sandbox>,
     /// The last reload that the process has been told of.
     reloads: u64,
     launches: u64,
@@ -75,6 +78,7 @@ impl Place {
             slot: Slot::new(policy),
             child: None,
             given: Given::new(),
+            sandbox: None,
             reloads: 0,
             launches: 0,
             worker: WorkerStats::default(),
@@ -109,6 +113,7 @@ impl Place {
     /// Forgets the process and what it reported about itself.
     pub(crate) fn bury(&mut self) {
         self.child = None;
+        self.sandbox = None;
         self.worker = WorkerStats::default();
         self.control = ControlStats::default();
         self.exchanges.clear();
@@ -199,6 +204,14 @@ impl Place {
         }
     }
 
+    /// How the process is confined, once it has said so.
+    pub(crate) fn sandbox_view(&self) -> Option<SandboxView> {
+        Some(SandboxView {
+            process: self.role.name(),
+            sandbox: self.sandbox.clone()?,
+        })
+    }
+
     /// What the process reported last; a worker's.
     pub(crate) fn report(&self) -> &WorkerStats {
         &self.worker
@@ -223,7 +236,11 @@ impl Place {
                 self.control = *stats;
                 None
             }
-            FromChild::Ready { .. } | FromChild::Fatal { .. } => Some(said),
+            FromChild::Ready { ref sandbox, .. } => {
+                self.sandbox = Some(sandbox.clone());
+                Some(said)
+            }
+            FromChild::Fatal { .. } => Some(said),
         }
     }
 

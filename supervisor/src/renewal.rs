@@ -119,9 +119,13 @@ impl Renewal {
 }
 
 fn read(config: &Config, state_dir: &Path, bound: &[IpAddr]) -> Result<Fresh, Failure> {
-    // What is made in the course of it counts as a change, and is read once more: no harm.
-    let marks = file_watch::marks(&credentials::files(config, state_dir));
+    let files = credentials::files(config, state_dir);
+    let mut marks = file_watch::marks(&files);
     let credentials = Credentials::load(config, state_dir, bound, since_1970())?;
+    if credentials.usual().is_some_and(|usual| usual.is_own) {
+        // It may have been made in the course of it; nobody else writes it.
+        marks = file_watch::marks(&files);
+    }
     Ok(Fresh { credentials, marks })
 }
 

@@ -16,7 +16,9 @@ use crate::arguments::{self, Command, ConfigCommand, Invocation, JournalCommand}
 use crate::ask::ask;
 use crate::exit::{self, Failure};
 use crate::settings::{self, Settings, Sources};
-use crate::{ctl, journal, lb, plan, prepare, start, state_dir, status, supervisor, tune};
+use crate::{
+    ctl, journal, lb, plan, prepare, start, state_dir, status, supervisor, sys, tune,
+};
 
 /// Longest wait of `stop`: agents, then control, then what is killed.
 const STOP_LIMIT: Duration = DRAIN_DEADLINE
@@ -47,11 +49,11 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
             name_process(&format!("fleet-worker-{slot}"));
             // Under want of memory the kernel shall take a worker, not the supervisor.
             let _ = std::fs::write("/proc/self/oom_score_adj", "0");
-            return Ok(fleet_worker::run());
+            return Ok(fleet_worker::run(sys::let_allocator_have_threads));
         }
         Command::Control => {
             name_process("fleet-control");
-            return Ok(fleet_control::run());
+            return Ok(fleet_control::run(sys::let_allocator_have_threads));
         }
         Command::Version => println!("fleet-supervisor {}", env!("CARGO_PKG_VERSION")),
         Command::Start => start::start(Box::new(move || read_settings(&sources)))?,

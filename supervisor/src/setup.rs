@@ -19,6 +19,7 @@ use crate::settings::Settings;
 use crate::spread::Spread;
 use crate::state_dir::{self, StateDir};
 use crate::ticket_ring::TicketRing;
+use crate::users::Users;
 
 /// Reads the configuration again from where it came from.
 pub(crate) type Reread = Box<dyn Fn() -> Result<Settings, Failure>>;
@@ -42,6 +43,8 @@ pub(crate) struct Setup {
     pub(crate) spread: Option<Spread>,
     /// Certificates and keys, and what becomes of them.
     pub(crate) renewal: Renewal,
+    /// Whom children become.
+    pub(crate) users: Users,
     /// Keys of session tickets.
     pub(crate) tickets: TicketRing,
     /// For a store that holds none.
@@ -76,9 +79,10 @@ impl Setup {
                     cpu: turn.and_then(|index| self.cpus.get(index)).copied(),
                     listeners,
                     tls: self.start_tls(),
-                    link_path: self.state.run_path("control.sock"),
-                    tunnel_path: self.state.run_path("tunnel.sock"),
+                    link_path: self.users.worker_path(&self.state.run_path("control.sock")),
+                    tunnel_path: self.users.worker_path(&self.state.run_path("tunnel.sock")),
                     config: self.worker_config(),
+                    confine: self.users.worker.clone(),
                 }))
             }
             Role::Control => {
@@ -93,6 +97,8 @@ impl Setup {
                     state_dir: self.state.path().to_owned(),
                     first_enroll_secret: self.enroll_secret.clone(),
                     config: self.control_config()?,
+                    confine: self.users.control.clone(),
+                    worker_uid: self.users.worker.user.map(|user| user.uid),
                 }))
             }
         };

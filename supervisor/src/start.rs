@@ -19,8 +19,9 @@ use crate::setup::{ADDRESSES_FILE, Reread, Setup};
 use crate::signals::Signals;
 use crate::state_dir::StateDir;
 use crate::ticket_ring::{self, TicketRing};
+use crate::users::Users;
 use crate::{
-    banner, claiming, enroll_secret, log, machine, preflight, sizing, spread, state_dir,
+    banner, claiming, enroll_secret, log, machine, ownership, preflight, sizing, spread, state_dir,
     supervisor, sys, tune, wanted,
 };
 
@@ -36,6 +37,12 @@ pub(crate) fn start(reread: Reread) -> Result<(), Failure> {
     // What children write is not for others; the group may read logs that are kept outside.
     umask(Mode::S_IWGRP | Mode::S_IRWXO);
     log::init(&config.logging);
+    if !config.server.core_dumps {
+        // Keys are read by this process first.
+        if let Err(error) = fleet_child::confine::forbid_dumps() {
+            tracing::warn!(%error, "core dumps are not off");
+        }
+    }
     let _span = tracing::info_span!("supervisor").entered();
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -107,6 +114,9 @@ fn set_up(
     let workers = sizing::workers(&config);
     let addresses = Addresses::open(&config, wanted, workers, claimed)?;
     let local = LocalListeners::bind(&state)?;
+    let users = Users::choose(&config, state.path())?;
+    users.report();
+    ownership::hand_over(&config, &state, &users)?;
     let spread = spread::open(
         &config,
         &addresses.bound(),
@@ -122,6 +132,7 @@ fn set_up(
         } else {
             Vec::new()
         },
+        users,
         scheme: if config.server.tls { "https" } else { "http" },
         renewal,
         tickets,

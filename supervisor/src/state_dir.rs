@@ -142,7 +142,9 @@ fn make_private(path: &Path) -> Result<(), Failure> {
         .map_err(|error| Failure::config(format!("cannot make the directory {shown}: {error}")))?;
     let metadata = fs::metadata(path)
         .map_err(|error| Failure::config(format!("cannot use the directory {shown}: {error}")))?;
-    if metadata.mode() & 0o022 != 0 {
+    // Where children have a user of their own, its group makes files in a directory of root's and removes its own alone.
+    let is_shared = metadata.uid() == 0 && metadata.mode() & 0o1022 == 0o1020;
+    if metadata.mode() & 0o022 != 0 && !is_shared {
         return Err(Failure::config(format!(
             "{shown} can be written by other users; run: chmod 700 {shown}"
         )));

@@ -10,7 +10,7 @@ use fleet_protocol::slot::{SlotState, SlotView};
 use fleet_protocol::stats::WorkerStats;
 
 use crate::table::table;
-use crate::{certificate_status, kernel_status};
+use crate::{certificate_status, kernel_status, sandbox_status};
 
 /// A table longer than this is no glance any more.
 const ADDRESSES_SHOWN_MAX: usize = 20;
@@ -55,6 +55,7 @@ pub(crate) fn text(status: &Status, width: u16, is_coloured: bool) -> String {
         dependencies(status, width, is_coloured).trim_fmt()
     );
     out += &certificate_status::text(&status.gateway);
+    out += &sandbox_status::text(&status.gateway.sandboxes);
     out += &kernel_status::text(&status.gateway.settings, table(width, is_coloured));
     out
 }

@@ -455,6 +455,7 @@ impl Supervisor {
             is_draining: self.is_draining(),
             addresses: self.setup.addresses.views(),
             settings: self.setup.settings.clone(),
+            sandboxes: self.places.iter().filter_map(Place::sandbox_view).collect(),
             certificates: self.setup.renewal.credentials.views.clone(),
             certificate_trouble: self.setup.renewal.trouble.clone(),
         }

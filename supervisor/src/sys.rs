@@ -69,6 +69,22 @@ pub(crate) fn bequeath(command: &mut Command, channel: OwnedFd, keep: Vec<RawFd>
     }
 }
 
+/// Stops the threads that give freed memory back to the system, or lets them run again.
+pub(crate) fn let_allocator_have_threads(is_on: bool) {
+    let mut is_on = is_on;
+    // SAFETY: the name ends with a zero, and the value is of the type and length that this name takes. Nothing is read
+    // back. An allocator that does not know the name says so and does nothing.
+    unsafe {
+        tikv_jemalloc_sys::mallctl(
+            c"background_thread".as_ptr(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            (&raw mut is_on).cast(),
+            size_of::<bool>(),
+        );
+    }
+}
+
 /// Lets the runtime wait for a socket of any family. Call it inside a runtime, with a socket that does not block.
 pub(crate) fn watch(socket: Socket) -> io::Result<AsyncFd<Socket>> {
     // SAFETY: a Socket owns its descriptor, gives always the same one, and is closed only after AsyncFd, which owns it

@@ -21,6 +21,8 @@ mod preflight;
 mod proxied;
 mod replicas;
 mod slots;
+mod renewal;
+mod sandbox;
 mod spread;
 mod tls;
 mod tune;

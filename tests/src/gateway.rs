@@ -298,6 +298,12 @@ impl Gateway {
         self.supervisor.exit_code()
     }
 
+    /// Stops, and gives the directory with the state for another to start in.
+    pub fn stop_and_keep(&mut self) -> TempDir {
+        assert_eq!(self.stop(), 0, "{}", self.log());
+        self.dir.take().unwrap()
+    }
+
     /// Stops and starts again on the same state.
     pub fn restart(mut self) -> Self {
         assert_eq!(self.stop(), 0, "{}", self.log());

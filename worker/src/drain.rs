@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use fleet_protocol::limits::{DRAIN_DEADLINE, STATS_INTERVAL, SWEEP_TIME};
+use fleet_protocol::sandbox::Sandbox;
 use fleet_protocol::slot::{FromChild, Listener, Reload};
 use fleet_protocol::tickets::TicketKeys;
 use socket2::Socket;
@@ -53,6 +54,7 @@ pub(crate) async fn serve(
     worker: Rc<Worker>,
     channel: Channel,
     listeners: Vec<(Listener, Socket)>,
+    sandbox: Sandbox,
 ) -> anyhow::Result<()> {
     let state = Rc::clone(&worker.state);
     let is_link_lost = Notify::new();
@@ -72,7 +74,7 @@ async fn live(
     let mut accepts = JoinSet::new();
     listen(&worker, &mut accepts, listeners);
     let boot = worker.state.boot;
-    mouth.say(&FromChild::Ready { boot }).await?;
+    mouth.say(&FromChild::Ready { boot, sandbox }).await?;
     tracing::info!(listeners = accepts.len(), "serving");
     // Not a task, which would wait for its turn behind every connection that is ready: to the supervisor a worker that does
     // not report stands still.

@@ -55,8 +55,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use fleet_child::log;
+use fleet_child::confine::{self, Reach};
+use fleet_child::{Calls, log};
 use fleet_protocol::config::Logging;
+use fleet_protocol::sandbox::Sandbox;
 use fleet_protocol::slot::{EXIT_FATAL, FromChild, Listener, StartWorker, ToChild};
 use fleet_protocol::stats::ListenerStats;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -130,8 +132,10 @@ impl Worker {
     }
 }
 
-/// Runs this process as a worker: takes over what the supervisor passed, serves, drains.
-pub fn run() -> ExitCode {
+/// Runs this process as a worker: takes over what the supervisor passed, gives up what it does not need, serves, drains.
+/// `threads` stops the threads of the process's allocator, told false, and lets them run, told true: a process that gives
+/// something up has no threads then.
+pub fn run(threads: fn(bool)) -> ExitCode {
     let mut inheritance = inherit::Inheritance::default();
     let started = inheritance
         .channel()
@@ -172,8 +176,20 @@ pub fn run() -> ExitCode {
     if let Some(cpu) = start.cpu {
         pin(cpu);
     }
+    threads(false);
+    let sandbox = confine(&start);
+    threads(true);
+    let sandbox = match sandbox {
+        Ok(sandbox) => sandbox,
+        Err(error) => {
+            let reason = error.to_string();
+            tracing::error!(reason, "worker cannot be confined");
+            let _ = channel.write_blocking(&FromChild::Fatal { reason });
+            return fatal_exit();
+        }
+    };
     drop(start);
-    match serve(worker, channel, listeners) {
+    match serve(worker, channel, listeners, sandbox) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "worker ends");
@@ -186,13 +202,27 @@ fn serve(
     worker: Rc<Worker>,
     channel: Channel,
     listeners: Vec<(Listener, socket2::Socket)>,
+    sandbox: Sandbox,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build_local(tokio::runtime::LocalOptions::default())
         .context("runtime")?;
-    runtime.block_on(drain::serve(worker, channel, listeners))
+    runtime.block_on(drain::serve(worker, channel, listeners, sandbox))
+}
+
+/// From here on it has what it holds open, and Unix sockets to control.
+fn confine(start: &StartWorker) -> Result<Sandbox, confine::Error> {
+    // The source of chance may open something the first time.
+    let _ = aws_lc_rs::rand::fill(&mut [0; 1]);
+    let reach = Reach {
+        paths: Vec::new(),
+        ports: Some(Vec::new()),
+        sockets: Some(vec![start.link_path.clone(), start.tunnel_path.clone()]),
+        calls: Calls::Worker,
+    };
+    confine::apply(&start.confine, &reach)
 }
 
 fn fatal_exit() -> ExitCode {

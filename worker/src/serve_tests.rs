@@ -13,6 +13,7 @@ use fleet_protocol::feed;
 use fleet_protocol::frame::Decoder;
 use fleet_protocol::ids::{AnswerId, Generation, HostId, NodeKeyHash, SlotIndex, UnixSeconds};
 use fleet_protocol::proxy_header;
+use fleet_protocol::sandbox::{Confine, Sandbox};
 use fleet_protocol::secret::Secret;
 use fleet_protocol::slot::{self, FromChild, StartTls, StartWorker, TlsIdentity, ToChild};
 use fleet_protocol::stats::WorkerStats;
@@ -131,6 +132,7 @@ impl Bench {
             link_path: control.path(),
             tunnel_path,
             config,
+            confine: Confine::default(),
         };
         std::thread::spawn(move || run_control(control, &runtime));
         let (channel, child) = UnixStream::pair().unwrap();
@@ -143,7 +145,13 @@ impl Bench {
                 balancers: None,
             };
             let listeners = vec![(listener, socket)];
-            serve(Worker::new(&start)?, Channel::new(child), listeners)
+            let sandbox = Sandbox::default();
+            serve(
+                Worker::new(&start)?,
+                Channel::new(child),
+                listeners,
+                sandbox,
+            )
         });
         channel.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut bench = Self {

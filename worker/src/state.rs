@@ -372,5 +372,6 @@ pub(crate) fn test_state(link_path: PathBuf) -> Rc<State> {
         link_path,
         tunnel_path: PathBuf::new(),
         config: Config::default(),
+        confine: fleet_protocol::sandbox::Confine::default(),
     })
 }

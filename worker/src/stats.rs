@@ -21,22 +21,12 @@ pub(crate) fn report(state: &State) -> WorkerStats {
     stats.hosts = gauge(table.hosts_len());
     stats.answers = gauge(table.answers_len());
     stats.feed_seq = table.position().unwrap_or_default().0;
-    stats.rss_bytes = rss_bytes();
+    stats.rss_bytes = fleet_child::memory::resident_bytes();
     stats
 }
 
 fn gauge(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-/// Resident memory; 0 where the kernel does not tell.
-fn rss_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
-        .map_or(0, |kib| kib * 1024)
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ mod series;
 mod verify;
 mod writer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -248,6 +248,13 @@ fn archive_loop(woken: &Receiver<()>, places: &[Place], options: &Filesystem, st
             return;
         }
     }
+}
+
+/// Where the segments of results and of status logs are written.
+pub(crate) fn directories(options: &Filesystem, state_dir: &Path) -> Vec<PathBuf> {
+    let places = places(options, state_dir);
+    let directories = places.iter().map(Place::directory);
+    directories.map(Path::to_owned).collect()
 }
 
 #[cfg(test)]

@@ -179,11 +179,14 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     if directory.is_dir() {
         return Ok(());
     }
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.is_dir();
+    let missing: Vec<&Path> = directory.ancestors().take_while(is_missing).collect();
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(directory)?;
-    for parent in directory.ancestors().skip(1).take(3) {
+    // What stood before is not ours to open.
+    for parent in missing.iter().filter_map(|path| path.parent()) {
         if !parent.as_os_str().is_empty() {
             sync_directory(parent)?;
         }

@@ -19,7 +19,6 @@ use crate::bus::BusStatistics;
 use crate::carve::CarveStatistics;
 use crate::dispatch::DispatchStatistics;
 use crate::journal::LogStatistics;
-use crate::process::resident_bytes;
 use crate::server::LinkCounters;
 use crate::spool::SpoolStatistics;
 use crate::store::StoreStatistics;
@@ -80,7 +79,7 @@ impl Control {
                 ("read", count(&links.read_bytes)),
                 ("written", count(&links.written_bytes)),
             ],
-            resident_bytes: resident_bytes(),
+            resident_bytes: fleet_child::memory::resident_bytes(),
         }
     }
 }

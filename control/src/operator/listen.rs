@@ -13,7 +13,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderValue, Uri};
-use fleet_protocol::hello;
 use fleet_protocol::limits::{HEAD_DEADLINE, HELLO_DEADLINE};
 use fleet_protocol::proxy_header::{self, HEADER_BYTES_MAX, Origin, PREFIX_BYTES};
 use fleet_protocol::trusted_proxies::TrustedProxies;
@@ -27,6 +26,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::peer;
 
 /// Bytes of a request head that are buffered.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -107,7 +108,12 @@ impl Door {
     }
 
     async fn converse(&self, mut stream: UnixStream, drain: watch::Receiver<bool>) {
-        if !is_peer_allowed(&stream) {
+        let peer = stream.peer_cred();
+        let is_allowed = peer.is_ok_and(|peer| match self.side {
+            Side::Operator => peer::is_operator(peer.uid()),
+            Side::Tunnel => peer::is_worker(peer.uid()),
+        });
+        if !is_allowed {
             tracing::warn!("operator socket: refused a peer with another uid");
             let _ = timeout(HELLO_DEADLINE, stream.write_all(STRANGER)).await;
             return;
@@ -199,12 +205,6 @@ async fn accept(
 ) {
     let permit = Arc::clone(permits).acquire_owned().await;
     (permit, listener.accept().await)
-}
-
-fn is_peer_allowed(stream: &UnixStream) -> bool {
-    stream
-        .peer_cred()
-        .is_ok_and(|peer| hello::is_uid_allowed(peer.uid(), nix::unistd::geteuid().as_raw()))
 }
 
 /// Reads the PROXY header and not a byte more.

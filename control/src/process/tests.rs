@@ -13,13 +13,15 @@ use fleet_protocol::reject::Reject;
 use fleet_protocol::secret::Secret;
 use tempfile::TempDir;
 
+use fleet_protocol::sandbox::Confine;
+
 use super::*;
 
 const WAIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn memory_is_read() {
-    assert!(resident_bytes() > 1 << 20);
+    assert!(fleet_child::memory::resident_bytes() > 1 << 20);
 }
 
 #[tokio::test]
@@ -159,12 +161,16 @@ impl Harness {
             state_dir: state.path().to_owned(),
             first_enroll_secret: Secret::new("first secret"),
             config,
+            confine: Confine::default(),
+            worker_uid: None,
         };
         let (supervisor, child) = UnixStream::pair().unwrap();
         let reporter = Arc::new(Reporter(Mutex::new(child.into_split().1)));
         let (drain, drains) = watch::channel(None);
         let (_, gateways) = watch::channel(Gateway::default());
-        let end = tokio::spawn(async move { serve(start, &reporter, gateways, drains).await });
+        let end = tokio::spawn(async move {
+            serve(start, Sandbox::default(), &reporter, gateways, drains).await
+        });
         Self {
             state,
             supervisor: Wire::new(supervisor),

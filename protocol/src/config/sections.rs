@@ -50,6 +50,12 @@ section! {
         cert: PathBuf = PathBuf::new();
         /// Private key of the certificate, PEM.
         key: PathBuf = PathBuf::new();
+        /// User that workers and control run as when the server is started as root; empty: fleet or fleet-supervisor, whichever exists, else nobody. `root` keeps root, without its rights.
+        user: String = String::new();
+        /// Confine workers and control: no file, socket or system call that they have no use for.
+        sandbox: bool = true;
+        /// Let the kernel write core dumps of processes that hold keys; a dump holds them, too.
+        core_dumps: bool = false;
         /// Serve TLS; false when TLS is ended in front of this server.
         tls: bool = true;
         /// TLS versions: `intermediate` takes 1.2 and 1.3, `modern` only 1.3.

@@ -14,6 +14,7 @@ use command_fds::{CommandFdExt as _, FdMapping};
 use fleet_protocol::config::Config;
 use fleet_protocol::frame::{self, Decoder};
 use fleet_protocol::ids::{Generation, SlotIndex};
+use fleet_protocol::sandbox::Confine;
 use fleet_protocol::secret::Secret;
 use fleet_protocol::slot::{
     CHANNEL_FD, FromChild, Listener, StartTls, StartWorker, TlsIdentity, ToChild,
@@ -91,6 +92,8 @@ impl Process {
             link_path,
             tunnel_path: dir.path().join("no-tunnel.sock"),
             config,
+            // It is measured under tools that watch it.
+            confine: Confine::default(),
         };
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
