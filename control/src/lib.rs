@@ -29,11 +29,10 @@ mod metrics;
 mod model;
 mod operator;
 mod pacer;
-mod process;
-mod replay;
 mod peer;
 mod process;
 mod reach;
+mod replay;
 mod results;
 mod roster;
 mod seen;
@@ -59,7 +58,7 @@ pub fn run(threads: fn(bool)) -> ExitCode {
 }
 
 /// Directories that logs are written to.
-pub fn log_directories(config: &Config, state_dir: &Path) -> [PathBuf; 2] {
+pub fn log_directories(config: &Config, state_dir: &Path) -> Vec<PathBuf> {
     journal::directories(&config.filesystem, state_dir)
 }
 

@@ -39,15 +39,19 @@ const AUTHORITIES: [&str; 4] = [
 ];
 
 /// For `config`, whose log directories are `logs`. `is_root`: as root it could read what is nobody else's business.
-pub(crate) fn reach(config: &Config, state_dir: &Path, logs: [PathBuf; 2], is_root: bool) -> Reach {
+pub(crate) fn reach(config: &Config, state_dir: &Path, logs: Vec<PathBuf>, is_root: bool) -> Reach {
     let mut paths = vec![(state_dir.to_owned(), Right::Write)];
-    paths.extend(logs.map(|path| (path, Right::Write)));
+    paths.extend(logs.into_iter().map(|path| (path, Right::Write)));
     let read = |path: PathBuf| (path, Right::Read);
     let (mysql, redis) = (&config.mysql, &config.redis);
+    let replicas = &config.mysql_read_replica;
     let named = [
         &mysql.tls_ca,
         &mysql.tls_cert,
         &mysql.tls_key,
+        &replicas.tls_ca,
+        &replicas.tls_cert,
+        &replicas.tls_key,
         &redis.tls_ca,
     ];
     for path in named
@@ -70,7 +74,13 @@ pub(crate) fn reach(config: &Config, state_dir: &Path, logs: [PathBuf; 2], is_ro
     let all = redis_addresses
         .iter()
         .map(|address| (*address, REDIS_PORT))
-        .chain([(mysql.address.as_str(), MYSQL_PORT)]);
+        .chain([(mysql.address.as_str(), MYSQL_PORT)])
+        .chain(
+            replicas
+                .address
+                .iter()
+                .map(|address| (address.as_str(), MYSQL_PORT)),
+        );
     let places: Vec<(&str, u16)> = all
         .filter_map(|(address, usual)| tcp(address, usual))
         .collect();
@@ -125,7 +135,7 @@ mod tests {
         let mut config = Config::default();
         change(&mut config);
         let logs = ["/s/log/a", "/var/log/b"].map(PathBuf::from);
-        reach(&config, Path::new("/s"), logs, false)
+        reach(&config, Path::new("/s"), logs.to_vec(), false)
     }
 
     #[test]
@@ -135,6 +145,15 @@ mod tests {
         assert_eq!(found.paths, paths.map(|path| (path.into(), Right::Write)));
         assert_eq!(found.ports, Some(Vec::new()));
         assert_eq!(found.calls, Calls::Control { has_names: false });
+    }
+
+    #[test]
+    fn replicas_are_reached_too() {
+        let found = of(|config| {
+            config.mysql.address = "192.0.2.1:3306".into();
+            config.mysql_read_replica.address = vec!["192.0.2.2:3307".into(), "192.0.2.3".into()];
+        });
+        assert_eq!(found.ports, Some(vec![3306, 3307, 3306]));
     }
 
     #[test]

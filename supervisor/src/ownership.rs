@@ -21,12 +21,13 @@ use crate::state_dir::StateDir;
 use crate::users::{Rights, Users};
 
 const ROOT: User = User { uid: 0, gid: 0 };
-/// The store, and what SQLite keeps beside it.
-const FILES: [&str; 4] = [
+/// The store, what SQLite keeps beside it, and results that wait for a store.
+const FILES: [&str; 5] = [
     "store.sqlite",
     "store.sqlite-wal",
     "store.sqlite-shm",
     "store.sqlite-journal",
+    "results.spool",
 ];
 /// With all that is in them.
 const TREES: [&str; 2] = ["log", "carves"];

@@ -16,9 +16,7 @@ use crate::arguments::{self, Command, ConfigCommand, Invocation, JournalCommand}
 use crate::ask::ask;
 use crate::exit::{self, Failure};
 use crate::settings::{self, Settings, Sources};
-use crate::{
-    ctl, journal, lb, plan, prepare, start, state_dir, status, supervisor, sys, tune,
-};
+use crate::{ctl, journal, lb, plan, prepare, start, state_dir, status, supervisor, sys, tune};
 
 /// Longest wait of `stop`: agents, then control, then what is killed.
 const STOP_LIMIT: Duration = DRAIN_DEADLINE

@@ -58,7 +58,7 @@ pub(crate) async fn serve(
 ) -> anyhow::Result<()> {
     let state = Rc::clone(&worker.state);
     let is_link_lost = Notify::new();
-    let life = live(worker, channel, listeners, &is_link_lost);
+    let life = live(worker, channel, listeners, sandbox, &is_link_lost);
     link::beside(state, &is_link_lost, life).await
 }
 
@@ -66,6 +66,7 @@ async fn live(
     worker: Rc<Worker>,
     channel: Channel,
     listeners: Vec<(Listener, Socket)>,
+    sandbox: Sandbox,
     is_link_lost: &Notify,
 ) -> anyhow::Result<()> {
     let (ears, mut mouth) = channel.split()?;
