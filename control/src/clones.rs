@@ -71,6 +71,9 @@ pub(crate) struct Claim<'a> {
     pub(crate) at: UnixSeconds,
 }
 
+/// What a record must be like.
+type Test<'a> = dyn Fn(&Known) -> bool + 'a;
+
 impl Known {
     /// The record that an enrolment makes.
     pub(crate) fn new(id: HostId, claim: &Claim<'_>) -> Self {
@@ -127,7 +130,7 @@ pub(crate) fn choose(known: &[&Known], claim: &Claim<'_>) -> (Option<usize>, Ide
             is_certified_instance(&row.instance_id) || is_certified_instance(claim.instance_id);
         !is_certified || row.instance_id == claim.instance_id
     };
-    let youngest = |matches: &dyn Fn(&Known) -> bool| {
+    let youngest = |matches: &Test<'_>| {
         known
             .iter()
             .enumerate()
@@ -160,7 +163,7 @@ pub(crate) fn choose(known: &[&Known], claim: &Claim<'_>) -> (Option<usize>, Ide
 fn unnamed(
     known: &[&Known],
     claim: &Claim<'_>,
-    youngest: &dyn Fn(&dyn Fn(&Known) -> bool) -> Option<usize>,
+    youngest: &dyn Fn(&Test<'_>) -> Option<usize>,
 ) -> Option<usize> {
     let candidate = |row: &Known| row.is_unnamed() && row.may_be(claim.uuid);
     let here = youngest(&|row| candidate(row) && row.address == claim.address);
@@ -211,107 +214,129 @@ mod tests {
         (index.map(|index| rows[index].id.0), identity)
     }
 
+    /// What it is about, records, instance id with UUID and address, expected choice.
+    type Case<'a> = (&'a str, Vec<Known>, [&'a str; 3], (Option<u32>, Identity));
+
+    const ALIVE: u32 = AT - 300;
+    const SILENT: u32 = AT - 301;
+    const OLDER: u32 = AT - 9_000;
+
+    fn check(cases: Vec<Case<'_>>) {
+        for (what, rows, claim, expected) in cases {
+            assert_eq!(chosen(&rows, claim), expected, "{what}");
+        }
+    }
+
     #[test]
-    fn the_table_of_rules() {
-        use Identity::{Clone, New, Same, TakenOver};
-        let (alive, silent, older) = (AT - 300, AT - 301, AT - 9_000);
-        type Case<'a> = (&'a str, Vec<Known>, [&'a str; 3], (Option<u32>, Identity));
-        let cases: Vec<Case<'_>> = vec![
+    fn the_instance_id_decides() {
+        use Identity::{Clone, New, Same};
+        check(vec![
             ("unknown", vec![], ["a", "u", "1"], (None, New)),
             (
                 "same instance, whatever else",
-                vec![row(1, "a", "u", "1", older), row(2, "b", "u", "1", alive)],
+                vec![row(1, "a", "u", "1", OLDER), row(2, "b", "u", "1", ALIVE)],
                 ["a", "v", "2"],
                 (Some(1), Same),
             ),
             (
                 "a live owner keeps its record",
-                vec![row(1, "a", "u", "1", alive)],
+                vec![row(1, "a", "u", "1", ALIVE)],
                 ["b", "u", "1"],
                 (None, Clone),
-            ),
-            (
-                "a silent owner was installed anew",
-                vec![row(1, "a", "u", "1", silent)],
-                ["b", "u", "1"],
-                (Some(1), TakenOver),
-            ),
-            (
-                "also by another machine of the same name",
-                vec![row(1, "a", "u", "1", silent)],
-                ["b", "v", "1"],
-                (Some(1), TakenOver),
-            ),
-            (
-                "but not where several machines share the name",
-                vec![row(1, "a", "u", "1", silent), row(2, "b", "v", "1", alive)],
-                ["c", "w", "1"],
-                (None, Clone),
-            ),
-            (
-                "of several silent ones that of the same machine",
-                vec![row(1, "a", "u", "1", older), row(2, "b", "v", "1", silent)],
-                ["c", "u", "1"],
-                (Some(1), TakenOver),
-            ),
-            (
-                "the youngest silent one where nothing tells",
-                vec![row(1, "a", "", "1", older), row(2, "b", "", "1", silent)],
-                ["c", "u", "1"],
-                (Some(2), TakenOver),
             ),
             (
                 "a record without instance learns it",
-                vec![row(1, "", "u", "1", alive)],
+                vec![row(1, "", "u", "1", ALIVE)],
                 ["a", "u", "2"],
                 (Some(1), Same),
             ),
             (
                 "not from another live machine",
-                vec![row(1, "", "u", "1", alive)],
+                vec![row(1, "", "u", "1", ALIVE)],
                 ["a", "v", "1"],
                 (None, Clone),
             ),
             (
+                "a certificate's record is no agent's",
+                vec![row(1, " client certificate, x", "u", "1", OLDER)],
+                ["a", "u", "1"],
+                (None, New),
+            ),
+        ]);
+    }
+
+    #[test]
+    fn silent_records_are_taken_over_by_the_same_machine() {
+        use Identity::{Clone, TakenOver};
+        check(vec![
+            (
+                "a silent owner was installed anew",
+                vec![row(1, "a", "u", "1", SILENT)],
+                ["b", "u", "1"],
+                (Some(1), TakenOver),
+            ),
+            (
+                "also by another machine of the same name",
+                vec![row(1, "a", "u", "1", SILENT)],
+                ["b", "v", "1"],
+                (Some(1), TakenOver),
+            ),
+            (
+                "but not where several machines share the name",
+                vec![row(1, "a", "u", "1", SILENT), row(2, "b", "v", "1", ALIVE)],
+                ["c", "w", "1"],
+                (None, Clone),
+            ),
+            (
+                "of several silent ones that of the same machine",
+                vec![row(1, "a", "u", "1", OLDER), row(2, "b", "v", "1", SILENT)],
+                ["c", "u", "1"],
+                (Some(1), TakenOver),
+            ),
+            (
+                "the youngest silent one where nothing tells",
+                vec![row(1, "a", "", "1", OLDER), row(2, "b", "", "1", SILENT)],
+                ["c", "u", "1"],
+                (Some(2), TakenOver),
+            ),
+        ]);
+    }
+
+    #[test]
+    fn agents_without_instance_id_are_told_apart_by_machine_and_place() {
+        use Identity::{Clone, Same, TakenOver};
+        check(vec![
+            (
                 "no instance: a live record with one is not taken",
-                vec![row(1, "a", "u", "1", alive)],
+                vec![row(1, "a", "u", "1", ALIVE)],
                 ["", "u", "1"],
                 (None, Clone),
             ),
             (
                 "no instance: a silent one is",
-                vec![row(1, "a", "u", "1", silent)],
+                vec![row(1, "a", "u", "1", SILENT)],
                 ["", "u", "1"],
                 (Some(1), TakenOver),
             ),
             (
                 "no instance: same place before a younger one",
-                vec![row(1, "", "u", "1", older), row(2, "", "u", "2", alive)],
+                vec![row(1, "", "u", "1", OLDER), row(2, "", "u", "2", ALIVE)],
                 ["", "u", "1"],
                 (Some(1), Same),
             ),
             (
                 "no instance: it moved",
-                vec![row(1, "", "u", "1", alive)],
+                vec![row(1, "", "u", "1", ALIVE)],
                 ["", "u", "2"],
                 (Some(1), Same),
             ),
             (
                 "no instance: another live machine",
-                vec![row(1, "", "u", "1", alive)],
+                vec![row(1, "", "u", "1", ALIVE)],
                 ["", "v", "1"],
                 (None, Clone),
             ),
-            (
-                "a certificate's record is no agent's",
-                vec![row(1, " client certificate, x", "u", "1", older)],
-                ["a", "u", "1"],
-                (None, New),
-            ),
-        ];
-        for (what, rows, claim, expected) in cases {
-            assert_eq!(chosen(&rows, claim), expected, "{what}");
-        }
+        ]);
     }
 
     #[test]
