@@ -5,6 +5,7 @@
 //! worker begin at zero with each of its lives, hence the slot label on all of them.
 
 mod addresses;
+mod admission;
 mod certificates;
 mod control;
 mod kernel;

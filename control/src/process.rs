@@ -321,6 +321,7 @@ impl Orders {
                 Some(
                     ToChild::StartWorker(_)
                     | ToChild::StartControl(_)
+                    | ToChild::Limits(_)
                     | ToChild::Listen(_)
                     | ToChild::Sweep(_)
                     | ToChild::Tickets(_)

@@ -25,6 +25,7 @@ pub mod proxy_header;
 pub mod reject;
 pub mod sandbox;
 pub mod secret;
+mod shed;
 pub mod slot;
 pub mod stats;
 pub mod tickets;

@@ -45,6 +45,8 @@ pub enum Reject {
     TooManyConnections,
     /// The request carries no node key, and the connection's certificate names no host.
     CertificateNamesNobody,
+    /// The host, its address, or all hosts together ask this more often than they may.
+    TooManyRequests,
 }
 
 /// Who must change something.
@@ -69,7 +71,7 @@ pub struct RejectAnswer {
 
 impl Reject {
     /// Every reason, in the order of its discriminant.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::BodyMalformed,
         Self::BodyTooLarge,
         Self::Busy,
@@ -87,6 +89,7 @@ impl Reject {
         Self::StoreUnavailable,
         Self::TooManyConnections,
         Self::CertificateNamesNobody,
+        Self::TooManyRequests,
     ];
 
     /// Place in arrays with one element a reason.
@@ -114,6 +117,7 @@ impl Reject {
             Self::StoreUnavailable => "store_unavailable",
             Self::TooManyConnections => "too_many_connections",
             Self::CertificateNamesNobody => "certificate_names_nobody",
+            Self::TooManyRequests => "too_many_requests",
         }
     }
 
@@ -129,7 +133,9 @@ impl Reject {
             | Self::NodeKeyMissing
             | Self::NodeKeyUnknown
             | Self::CertificateNamesNobody => Side::Agent,
-            Self::Busy | Self::Draining | Self::TooManyConnections => Side::Overload,
+            Self::Busy | Self::Draining | Self::TooManyConnections | Self::TooManyRequests => {
+                Side::Overload
+            }
             Self::ControlUnavailable
             | Self::DeadlineExceeded
             | Self::Internal
@@ -187,6 +193,7 @@ impl Reject {
             ),
             Self::StoreUnavailable => (503, r#"{"error":"store unavailable, try again"}"#),
             Self::TooManyConnections => (503, r#"{"error":"too many connections, try again"}"#),
+            Self::TooManyRequests => (429, r#"{"error":"too many requests, try again later"}"#),
             // No `node_invalid`: an agent that is to be known by its certificate has no secret to enroll with.
             Self::CertificateNamesNobody => (
                 401,

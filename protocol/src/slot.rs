@@ -13,6 +13,7 @@ use crate::address::AddressView;
 use crate::config::Config;
 use crate::frame::{Kind, Message};
 use crate::ids::{BootNonce, Generation, SlotIndex};
+use crate::limits::Allowed;
 use crate::networks::Networks;
 use crate::sandbox::{Confine, Sandbox, SandboxView};
 use crate::secret::Secret;
@@ -52,6 +53,8 @@ pub enum ToChild {
     Sweep(Vec<Listener>),
     /// A reload: what can be taken while serving is to be taken.
     Reload(Box<Reload>),
+    /// To a worker: what may be taken in has changed, or over how many slots it is divided.
+    Limits(Box<SlotLimits>),
 }
 
 impl Message for ToChild {
@@ -79,6 +82,15 @@ pub struct StartWorker {
     pub config: Config,
     /// What it does to itself before it serves.
     pub confine: Confine,
+}
+
+/// What a gateway may take in, and who shares it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotLimits {
+    /// Of the whole gateway.
+    pub allowed: Allowed,
+    /// Slots that serve now, at least 1.
+    pub slots: u16,
 }
 
 /// One inherited listening socket.

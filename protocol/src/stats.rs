@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::Route;
 use crate::link::BatchKind;
 use crate::reject::Reject;
+pub use crate::shed::{DoorCap, Shed};
 pub use crate::tls_stats::{TlsFailure, TlsSession};
 
 /// Upper bounds of the histogram buckets, in microseconds; the last bucket has none.
@@ -280,6 +281,16 @@ pub struct WorkerStats {
     pub tls_sessions: [u64; TlsSession::ALL.len()],
     /// Whether it has as many connections as it may have, and lets others wait.
     pub is_full: bool,
+    /// Connections and requests that were not admitted, by [`Shed`].
+    pub shed: [u64; Shed::ALL.len()],
+    /// Times that the door was shut, by [`DoorCap`].
+    pub door_shut: [u64; DoorCap::ALL.len()],
+    /// Connections that may be open.
+    pub open_connections_max: u32,
+    /// Handshakes in progress now.
+    pub handshaking: u32,
+    /// Turns of handshakes that had to wait for the next lap of the event loop.
+    pub deferred_turns: u64,
 }
 
 /// One listener's counters since its worker got it, and its gauges now.

@@ -24,6 +24,7 @@ macro_rules! dense {
         }
     };
 }
+pub(crate) use dense;
 
 dense! {
     /// Why TLS with a peer failed.

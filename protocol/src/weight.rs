@@ -115,7 +115,12 @@ fn connection_load(ready: &[&WorkerStats], connections_per_worker_max: u32) -> u
         // A held read ends as soon as its connection is wanted.
         .map(|stats| u64::from(stats.open_connections.saturating_sub(stats.held_reads)))
         .sum();
-    let capacity = count(ready) * u64::from(connections_per_worker_max);
+    // A reload may have changed it; a worker that has not reported yet has what the configuration said at start.
+    let most = |stats: &&WorkerStats| match stats.open_connections_max {
+        0 => u64::from(connections_per_worker_max),
+        most => u64::from(most),
+    };
+    let capacity: u64 = ready.iter().map(most).sum();
     (open.saturating_mul(WHOLE) / capacity.max(1)).min(WHOLE)
 }
 
@@ -238,6 +243,13 @@ mod tests {
             let text = format!("{slots:?}");
             assert_eq!(of(slots), Standing::Up { percent }, "{text}");
         }
+    }
+
+    #[test]
+    fn what_a_worker_says_of_its_bound_holds() {
+        let mut lowered = ready(75);
+        lowered.stats.open_connections_max = 100;
+        assert_eq!(of(vec![lowered]), Standing::Up { percent: 50 });
     }
 
     #[test]

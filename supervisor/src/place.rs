@@ -6,7 +6,9 @@ use std::time::Duration;
 use fleet_protocol::admin::ControlView;
 use fleet_protocol::ids::SlotIndex;
 use fleet_protocol::sandbox::{Sandbox, SandboxView};
-use fleet_protocol::slot::{self, FDS_PER_MESSAGE_MAX, FromChild, SlotState, SlotView, ToChild};
+use fleet_protocol::slot::{
+    self, FDS_PER_MESSAGE_MAX, FromChild, SlotLimits, SlotState, SlotView, ToChild,
+};
 use fleet_protocol::stats::{ControlStats, WorkerStats};
 
 use crate::addresses::{Addresses, Given};
@@ -56,6 +58,8 @@ pub(crate) struct Place {
     sandbox: Option<Sandbox>,
     /// The last reload that the process has been told of.
     reloads: u64,
+    /// Limits that the process has been told of.
+    limits: Option<SlotLimits>,
     launches: u64,
     worker: WorkerStats,
     control: ControlStats,
@@ -80,6 +84,7 @@ impl Place {
             given: Given::new(),
             sandbox: None,
             reloads: 0,
+            limits: None,
             launches: 0,
             worker: WorkerStats::default(),
             control: ControlStats::default(),
@@ -108,6 +113,7 @@ impl Place {
         self.child = Some(child);
         self.given = given;
         self.reloads = reloads;
+        self.limits = None;
     }
 
     /// Forgets the process and what it reported about itself.
@@ -210,6 +216,17 @@ impl Place {
             process: self.role.name(),
             sandbox: self.sandbox.clone()?,
         })
+    }
+
+    /// Tells a worker what it may take in, unless it knows. What it cannot be told now it is told the next time.
+    pub(crate) fn update_limits(&mut self, limits: &SlotLimits) {
+        let is_serving = self.slot.state() == SlotState::Ready;
+        if self.role == Role::Control || !is_serving || self.limits.as_ref() == Some(limits) {
+            return;
+        }
+        if self.tell(ToChild::Limits(Box::new(limits.clone()))) {
+            self.limits = Some(limits.clone());
+        }
     }
 
     /// What the process reported last; a worker's.

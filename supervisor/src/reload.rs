@@ -12,7 +12,7 @@ pub(crate) struct Taken {
 }
 
 /// Takes the options of `new` into `config` that take effect at a reload: which addresses are served, how and by how
-/// many workers, the certificates and whom they are shown to, and what is logged.
+/// many workers, the certificates and whom they are shown to, how much is taken in, and what is logged.
 pub(crate) fn take(config: &mut Config, new: &Config) -> Taken {
     let mut differing = differences(config, new);
     config.server.address.clone_from(&new.server.address);
@@ -26,6 +26,8 @@ pub(crate) fn take(config: &mut Config, new: &Config) -> Taken {
     take_tls(config, new);
     config.logging.debug = new.logging.debug;
     config.logging.json = new.logging.json;
+    config.limits.clone_from(&new.limits);
+    config.server.connections_per_worker_max = new.server.connections_per_worker_max;
     let at_next_start = differences(config, new);
     differing.retain(|key| !at_next_start.contains(key));
     Taken {
@@ -101,8 +103,10 @@ mod tests {
         new.tls.post_quantum = PostQuantum::Prefer;
         new.logging.debug = true;
         new.logging.json = true;
+        new.server.connections_per_worker_max = 9;
+        new.limits.host_rate = 3;
         let changed = differences(&Config::default(), &new);
-        assert_eq!(changed.len(), 15);
+        assert_eq!(changed.len(), 17);
         let Taken {
             taken,
             at_next_start,

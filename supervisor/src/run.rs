@@ -16,7 +16,9 @@ use crate::arguments::{self, Command, ConfigCommand, Invocation, JournalCommand}
 use crate::ask::ask;
 use crate::exit::{self, Failure};
 use crate::settings::{self, Settings, Sources};
-use crate::{ctl, journal, lb, plan, prepare, start, state_dir, status, supervisor, sys, tune};
+use crate::{
+    ctl, journal, lb, plan, prepare, sizing, start, state_dir, status, supervisor, sys, tune,
+};
 
 /// Longest wait of `stop`: agents, then control, then what is killed.
 const STOP_LIMIT: Duration = DRAIN_DEADLINE
@@ -77,7 +79,7 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
         Command::Config(ConfigCommand::Dump { defaults: false }) => {
             let found = settings()?;
             warn(&found);
-            print(&settings::dump(&found.config));
+            print(&settings::dump(&sizing::resolved(&found.config)));
         }
         Command::Plan(options) => print(&plan::text(&options)?),
         Command::Prepare { no_prompt, what } => {

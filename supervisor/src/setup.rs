@@ -5,10 +5,12 @@ use std::os::fd::RawFd;
 use anyhow::Context as _;
 use fleet_protocol::config::Config;
 use fleet_protocol::ids::Generation;
+use fleet_protocol::limits::Allowed;
 use fleet_protocol::secret::Secret;
 use fleet_protocol::slot::{Reload, SettingView, StartControl, StartTls, StartWorker, ToChild};
 
 use crate::addresses::Addresses;
+use crate::descriptors;
 use crate::enroll_secret;
 use crate::exit::Failure;
 use crate::flagfile::{self, Flagfile};
@@ -49,7 +51,7 @@ pub(crate) struct Setup {
     pub(crate) tickets: TicketRing,
     /// For a store that holds none.
     pub(crate) enroll_secret: Secret,
-    /// What a worker's descriptors allow.
+    /// As many as are wanted, or as a worker's descriptors allow.
     pub(crate) connections_per_worker: u32,
     /// Cores to pin to, in turn; empty when workers are not pinned.
     pub(crate) cpus: Vec<u16>,
@@ -123,6 +125,20 @@ impl Setup {
         })
     }
 
+    /// Follows a reload.
+    pub(crate) fn fit_connections(&mut self) {
+        let wanted = self.config.server.connections_per_worker_max;
+        let addresses = self.addresses.wanted().len();
+        // What holds now, and children inherit.
+        let open_files = descriptors::raise();
+        self.connections_per_worker = descriptors::connections(wanted, open_files, addresses);
+    }
+
+    /// What the workers together may take in.
+    pub(crate) fn allowed(&self) -> Allowed {
+        Allowed::of(&self.worker_config(), self.workers)
+    }
+
     /// `https://IP:port`, one for each address that is wanted.
     pub(crate) fn urls(&self) -> Vec<String> {
         let wanted = self.addresses.wanted().into_iter();
@@ -169,6 +185,8 @@ impl Setup {
     fn worker_config(&self) -> Config {
         let mut config = self.config.clone();
         config.server.connections_per_worker_max = self.connections_per_worker;
+        // Among so many its limits are divided until it is told how many serve.
+        config.workers.count = self.workers;
         config.mysql.password = Secret::default();
         config.redis.password = Secret::default();
         config.prometheus.basic_auth.password = Secret::default();

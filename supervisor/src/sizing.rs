@@ -2,6 +2,7 @@
 
 use fleet_protocol::address_list;
 use fleet_protocol::config::Config;
+use fleet_protocol::limits::Allowed;
 use fleet_sysctl::probe;
 use fleet_sysctl::roots::Roots;
 use fleet_sysctl::size::Size;
@@ -14,6 +15,11 @@ pub(crate) fn workers(config: &Config) -> u16 {
         0 => machine::parallelism().min(1024),
         count => count,
     }
+}
+
+/// The configuration with the limits that its zeros stand for on this machine.
+pub(crate) fn resolved(config: &Config) -> Config {
+    Allowed::of(config, workers(config)).shown_in(config)
 }
 
 /// Sizes for `hosts`, else for `tune.hosts`, else for as many as the workers may hold connections.

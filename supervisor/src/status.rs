@@ -7,7 +7,7 @@ use comfy_table::{Cell, CellAlignment, Color, Table};
 use fleet_protocol::address::{AddressState, AddressView};
 use fleet_protocol::admin::Status;
 use fleet_protocol::slot::{SlotState, SlotView};
-use fleet_protocol::stats::WorkerStats;
+use fleet_protocol::stats::{Shed, WorkerStats};
 
 use crate::table::table;
 use crate::{certificate_status, kernel_status, sandbox_status};
@@ -49,6 +49,7 @@ pub(crate) fn text(status: &Status, width: u16, is_coloured: bool) -> String {
     if !ends.is_empty() {
         let _ = writeln!(out, "{}\n", ends.trim_fmt());
     }
+    out += &refusals(&status.gateway.slots, width);
     let _ = writeln!(
         out,
         "{}",
@@ -63,8 +64,8 @@ pub(crate) fn text(status: &Status, width: u16, is_coloured: bool) -> String {
 fn processes(status: &Status, width: u16, is_coloured: bool) -> Table {
     let mut table = table(width, is_coloured);
     table.set_header([
-        "PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "OPEN", "HELD", "EXCH/S", "HOSTS",
-        "MEMORY",
+        "PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "OPEN", "HELD", "REFUSED", "EXCH/S",
+        "HOSTS", "MEMORY",
     ]);
     for slot in &status.gateway.slots {
         table.add_row(worker(slot));
@@ -207,6 +208,32 @@ fn worker(slot: &SlotView) -> Vec<Cell> {
         Cell::new(stats.hosts),
         Cell::new(memory(stats.rss_bytes)),
     ]
+}
+
+/// Why something was not admitted since the workers started, the most frequent reason first; empty when everything was.
+fn refusals(slots: &[SlotView], width: u16) -> String {
+    let count = |shed: Shed| {
+        let of = |slot: &SlotView| slot.stats.shed.get(shed as usize).copied();
+        (slots.iter().filter_map(of).sum::<u64>(), shed.label())
+    };
+    let mut counts: Vec<_> = Shed::ALL.into_iter().map(count).collect();
+    counts.retain(|(count, _)| *count > 0);
+    counts.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+    if counts.is_empty() {
+        return String::new();
+    }
+    let mut out = String::new();
+    let mut line = String::from("refused:");
+    for (count, label) in counts {
+        let text = format!(" {count} {label}");
+        if line.len() + text.len() > usize::from(width) {
+            let _ = writeln!(out, "{line}");
+            line = String::from("        ");
+        }
+        line += &text;
+    }
+    let _ = writeln!(out, "{line}\n");
+    out
 }
 
 fn dependencies(status: &Status, width: u16, is_coloured: bool) -> Table {

@@ -79,7 +79,11 @@ fn status() -> Status {
 #[test]
 fn it_fits_into_eighty_columns() {
     for width in [80, 100] {
-        let text = text(&status(), width, false);
+        let mut status = status();
+        if let Some(slot) = status.gateway.slots.first_mut() {
+            slot.stats.shed = [4_000_000, 0, 3, 5_000_000, 7, 8, 9, 1_000_000, 2];
+        }
+        let text = text(&status, width, false);
         for line in text.lines() {
             assert!(line.chars().count() <= usize::from(width), "{line:?}");
         }
@@ -94,12 +98,14 @@ fn it_fits_into_eighty_columns() {
             "4m 59s",
             "last by SIGKILL",
             "no report for 5 s",
+            "refused: 5000000 host_rate 4000000 queue_age",
         ] {
             assert!(text.contains(part), "{part} not in:\n{text}");
         }
         assert!(!text.contains('\x1b'));
     }
-    assert!(super::text(&status(), 80, true).contains('\x1b'));
+    let usual = super::text(&status(), 80, true);
+    assert!(usual.contains('\x1b') && !usual.contains("refused:"));
 }
 
 fn address(index: u8, state: AddressState, reason: &str) -> AddressView {

@@ -5,6 +5,7 @@
 
 mod addresses;
 mod end;
+mod limits;
 mod slots;
 
 use std::io::Write as _;
@@ -196,6 +197,7 @@ impl Supervisor {
             self.print_banner(is_settled);
         }
         if std::mem::take(&mut self.is_changed) {
+            self.tend_limits();
             self.publish();
         }
     }
@@ -406,6 +408,7 @@ impl Supervisor {
         self.tend_addresses();
         self.tend_certificates();
         self.tell_reloads();
+        self.tend_limits();
         self.tend_tickets(now);
         let reports = self.places.iter().map(Place::report);
         self.setup.addresses.count(reports, now);

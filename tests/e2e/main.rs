@@ -1,6 +1,7 @@
 //! End to end: what users and agents see, with real processes. One binary, a module for each subject.
 
 mod addresses;
+mod admission;
 mod agents;
 mod claims;
 mod cli;

@@ -12,7 +12,7 @@ use fleet_protocol::link::{Batch, BatchKind, BatchReply, Credit, FromWorker};
 use fleet_protocol::reject::Reject;
 use tokio::sync::oneshot;
 
-use crate::waiting::{Claim, Completed, Waiting, bytes_of};
+use crate::waiting::{Claim, Completed, Refusal, Waiting, bytes_of};
 
 /// Connections that a worker takes.
 pub(crate) const PERMITS_MAX: usize = 48;
@@ -99,12 +99,17 @@ impl Worker {
             Request::Lookup(key) => self.waiting.look_up(*key, now),
             _ => self.waiting.ask(request, now),
         };
-        let Ok((claim, receiver)) = asked else {
-            assert!(
-                self.is_full_for(kind, bytes),
-                "refused though there is room"
-            );
-            return Some(Outcome::Full);
+        let (claim, receiver) = match asked {
+            Ok(asked) => asked,
+            Err(refusal) => {
+                let is_one_queued = || self.queued.values().any(|(of, _)| *of == kind);
+                let is_right = match refusal {
+                    Refusal::Full => self.is_full_for(kind, bytes),
+                    Refusal::Late => is_one_queued(),
+                };
+                assert!(is_right, "{refusal:?}, though there is room");
+                return Some(Outcome::Full);
+            }
         };
         let request = match claim {
             Claim::One(request) | Claim::Lookup(_, request, _) => request,

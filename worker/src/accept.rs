@@ -4,105 +4,158 @@
 
 use std::cell::Cell;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use fleet_protocol::limits::Allowed;
+use fleet_protocol::stats::WorkerStats;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::SockFlag;
 use socket2::Socket;
 use tokio::sync::Notify;
 
+use crate::admission::{self, Room};
 use crate::listening::Listening;
 use crate::session::Session;
+use crate::turns::{Pass, TURNS_PER_LAP, Ticket};
 use crate::{Worker, inherit};
 
 /// Connections taken before those that are open get their turn.
-const BURST: usize = 64;
+const BURST: usize = TURNS_PER_LAP;
 /// Time for connections to close when the process has no descriptors left.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
 
-/// How many connections are open, and how many may be.
+/// Whether others may come in: open connections, and those whose handshake is in progress.
 pub(crate) struct Door {
-    open: Cell<u32>,
-    open_max: u32,
-    /// Set at the maximum, cleared at nine tenths of it, so that a worker at its bound does not flicker.
-    is_shut: Cell<bool>,
+    connections: Cell<Room>,
+    handshakes: Cell<Room>,
     changed: Notify,
 }
 
 impl Door {
-    pub(crate) fn new(open_max: u32) -> Self {
+    pub(crate) fn new(allowed: &Allowed) -> Self {
         Self {
-            open: Cell::new(0),
-            open_max,
-            is_shut: Cell::new(false),
+            connections: Cell::new(Room::new(allowed.connections_per_worker)),
+            handshakes: Cell::new(Room::new(allowed.handshakes_per_worker)),
             changed: Notify::new(),
         }
     }
 
+    /// Who is inside stays.
+    pub(crate) fn resize(&self, allowed: &Allowed) {
+        let connections = in_room(&self.connections, |room| {
+            room.resize(allowed.connections_per_worker)
+        });
+        let handshakes = in_room(&self.handshakes, |room| {
+            room.resize(allowed.handshakes_per_worker)
+        });
+        if connections || handshakes {
+            self.changed.notify_waiters();
+        }
+    }
+
     pub(crate) fn open(&self) -> u32 {
-        self.open.get()
+        self.connections.get().taken()
     }
 
     /// Whether connections must wait for others to end.
     pub(crate) fn is_shut(&self) -> bool {
-        self.is_shut.get()
+        self.connections.get().is_shut()
     }
 
     /// Whether some may stay open without a need: a tenth is left for those that come.
     pub(crate) fn has_spare(&self) -> bool {
-        u64::from(self.open.get()) <= u64::from(self.open_max) * 9 / 10
+        self.connections.get().has_spare()
     }
 
-    /// True when that shuts the door.
-    fn enter(&self) -> bool {
-        self.open.set(self.open.get() + 1);
-        self.open.get() >= self.open_max && !self.is_shut.replace(true)
+    /// Whether nobody is accepted now.
+    fn is_barred(&self) -> bool {
+        self.is_shut() || self.handshakes.get().is_shut()
     }
 
-    fn leave(&self) {
-        self.open.set(self.open.get().saturating_sub(1));
-        if self.is_shut.get() && self.has_spare() {
-            self.is_shut.set(false);
-            self.changed.notify_waiters();
-        }
-        if self.open.get() == 0 {
+    fn leave(&self, cap: &Cell<Room>) {
+        let opens = in_room(cap, Room::leave);
+        if opens || self.open() == 0 {
             self.changed.notify_waiters();
         }
     }
 
     async fn room(&self) {
-        while self.is_shut.get() {
+        while self.is_barred() {
             self.changed.notified().await;
         }
     }
 
     /// Returns when no connection is open.
     pub(crate) async fn empty(&self) {
-        while self.open.get() > 0 {
+        while self.open() > 0 {
             self.changed.notified().await;
         }
     }
+
+    /// Fills in what is counted here.
+    pub(crate) fn report(&self, stats: &mut WorkerStats) {
+        let (connections, handshakes) = (self.connections.get(), self.handshakes.get());
+        stats.open_connections = connections.taken();
+        stats.open_connections_max = connections.most();
+        stats.handshaking = handshakes.taken();
+        // In the order of `DoorCap`.
+        stats.door_shut = [connections.shut_count(), handshakes.shut_count()];
+    }
 }
 
-/// The right to be open.
+fn in_room<T>(cell: &Cell<Room>, deed: impl FnOnce(&mut Room) -> T) -> T {
+    let mut room = cell.get();
+    let done = deed(&mut room);
+    cell.set(room);
+    done
+}
+
+/// The right to be open, and first to make a handshake.
 pub(crate) struct Permit {
     worker: Rc<Worker>,
     pub(crate) listening: Rc<Listening>,
+    /// Of the handshake.
+    ticket: Cell<Ticket>,
 }
 
 impl Permit {
     fn new(worker: &Rc<Worker>, listening: &Rc<Listening>) -> Self {
-        if worker.door.enter() {
+        if in_room(&worker.door.connections, Room::enter) {
             // A read that is held for nothing keeps nobody out.
             worker.state.holds.borrow().wake_all();
         }
+        in_room(&worker.door.handshakes, Room::enter);
         listening.enter();
         Self {
             worker: Rc::clone(worker),
             listening: Rc::clone(listening),
+            ticket: Cell::new(Ticket::NONE),
+        }
+    }
+
+    /// Whether the connection may have its turn now; its task is woken later if not.
+    pub(crate) fn may_turn(&self, waker: &Waker) -> bool {
+        let mut ticket = self.ticket.get();
+        if ticket == Ticket::OVER {
+            return true;
+        }
+        let pass = self.worker.turns.borrow_mut().pass(&mut ticket, waker);
+        self.ticket.set(ticket);
+        if pass == (Pass::Wait { is_first: true }) {
+            self.worker.lap.notify_one();
+        }
+        pass == Pass::Now
+    }
+
+    /// The handshake is over, however it ended.
+    pub(crate) fn end_handshake(&self) {
+        if self.ticket.replace(Ticket::OVER) != Ticket::OVER {
+            self.worker.door.leave(&self.worker.door.handshakes);
         }
     }
 }
@@ -110,7 +163,22 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.listening.leave();
-        self.worker.door.leave();
+        self.end_handshake();
+        self.worker.door.leave(&self.worker.door.connections);
+    }
+}
+
+/// Calls the laps of handshakes that wait for their turn, one each time that everybody else was served.
+pub(crate) async fn call_laps(worker: Rc<Worker>) {
+    loop {
+        worker.lap.notified().await;
+        loop {
+            // Comes back behind all that is ready, and after the sockets were looked at.
+            tokio::task::yield_now().await;
+            if !worker.turns.borrow_mut().begin_lap() {
+                break;
+            }
+        }
     }
 }
 
@@ -144,8 +212,9 @@ pub(crate) async fn run(worker: Rc<Worker>, listening: Rc<Listening>, listener: 
     };
     // The queue outlives workers, and fills while the door is shut or descriptors are lacking.
     let mut is_unwatched = true;
+    let mut have_waited = true;
     loop {
-        is_unwatched |= worker.door.is_shut();
+        is_unwatched |= worker.door.is_barred();
         tokio::select! {
             biased;
             () = worker.drain.begun() => break,
@@ -154,6 +223,11 @@ pub(crate) async fn run(worker: Rc<Worker>, listening: Rc<Listening>, listener: 
         }
         if std::mem::take(&mut is_unwatched) && has_waiting(listener.get_ref()) {
             listening.disturb(Instant::now());
+            have_waited = true;
+        }
+        if worker.turns.borrow().has_waiting() {
+            tokio::task::yield_now().await;
+            continue;
         }
         let mut ready = tokio::select! {
             biased;
@@ -167,7 +241,9 @@ pub(crate) async fn run(worker: Rc<Worker>, listening: Rc<Listening>, listener: 
                 }
             },
         };
-        match accept_burst(&worker, &listening, listener.get_ref()) {
+        let burst = accept_burst(&worker, &listening, listener.get_ref(), have_waited);
+        have_waited = !matches!(burst, Ok(Burst::Empty));
+        match burst {
             Ok(Burst::Empty) => ready.clear_ready(),
             Ok(Burst::More) => tokio::task::yield_now().await,
             Ok(Burst::Exhausted) => {
@@ -180,9 +256,19 @@ pub(crate) async fn run(worker: Rc<Worker>, listening: Rc<Listening>, listener: 
             }
         }
     }
+    accept_rest(&worker, &listening, listener.get_ref()).await;
+    End::AsTold
+}
+
+/// Takes what is queued already.
+async fn accept_rest(worker: &Rc<Worker>, listening: &Rc<Listening>, listener: &Socket) {
     loop {
-        match accept_burst(&worker, &listening, listener.get_ref()) {
-            Ok(Burst::More) if worker.door.is_shut.get() => tokio::select! {
+        if worker.turns.borrow().has_waiting() {
+            tokio::task::yield_now().await;
+            continue;
+        }
+        match accept_burst(worker, listening, listener, true) {
+            Ok(Burst::More) if worker.door.is_barred() => tokio::select! {
                 biased;
                 // The end of the process does not wait for room.
                 () = worker.drain.begun() => break,
@@ -193,7 +279,6 @@ pub(crate) async fn run(worker: Rc<Worker>, listening: Rc<Listening>, listener: 
             Ok(Burst::Empty) | Err(_) => break,
         }
     }
-    End::AsTold
 }
 
 /// Whether somebody is in the queue; if that cannot be told, there may be.
@@ -202,14 +287,18 @@ fn has_waiting(listener: &Socket) -> bool {
     poll(&mut polled, PollTimeout::ZERO) != Ok(0)
 }
 
+/// `have_waited`: whoever comes first was not waited for, so the kernel is asked how long each has been there. For the lone
+/// request that call would cost more than it could tell.
 fn accept_burst(
     worker: &Rc<Worker>,
     listening: &Rc<Listening>,
     listener: &Socket,
+    have_waited: bool,
 ) -> io::Result<Burst> {
     let flags = (SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC).bits();
+    worker.turns.borrow_mut().begin_lap_if_clear();
     for _ in 0..BURST {
-        if worker.door.is_shut.get() {
+        if worker.door.is_barred() {
             return Ok(Burst::More);
         }
         let (socket, peer) = match listener.accept4(flags) {
@@ -232,9 +321,34 @@ fn accept_burst(
             continue;
         };
         worker.state.stats.borrow_mut().accepted += 1;
+        if !is_admitted(worker, listening, &socket, peer, have_waited) {
+            // Its ClientHello is there and not read, so that closing it is one reset: no state is left behind on either
+            // side, and the agent knows at once.
+            listening.refuse();
+            continue;
+        }
         let permit = Permit::new(worker, listening);
         let session = Session::new(worker, socket.into(), peer, permit);
         tokio::task::spawn_local(session.serve());
     }
     Ok(Burst::More)
+}
+
+/// What can be decided before TLS. Who comes through a balancer's PROXY header is judged once that is read.
+fn is_admitted(
+    worker: &Worker,
+    listening: &Listening,
+    socket: &Socket,
+    peer: SocketAddr,
+    have_waited: bool,
+) -> bool {
+    if have_waited && let Some(waited) = inherit::waited(socket, worker.tls.borrow().is_some()) {
+        let mut gate = worker.state.gate.borrow_mut();
+        if let Some(shed) = admission::judge_wait(waited, gate.allowed().queue_age) {
+            gate.count(shed);
+            return false;
+        }
+    }
+    let peer = peer.ip().to_canonical();
+    listening.balancers.is_some() || worker.policy.admits_connection(peer, Instant::now())
 }

@@ -147,7 +147,8 @@ impl<T> Queue<T> {
         }
     }
 
-    fn oldest(&self) -> Option<Instant> {
+    /// Since when the oldest waits.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
         let item = self.items.iter().find(|item| item.request.is_some())?;
         Some(item.since)
     }

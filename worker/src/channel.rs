@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use fleet_protocol::frame::{self, Decoder};
 use fleet_protocol::limits::STATS_INTERVAL;
-use fleet_protocol::slot::{FDS_PER_MESSAGE_MAX, FromChild, Listener, Reload, ToChild};
+use fleet_protocol::slot::{FDS_PER_MESSAGE_MAX, FromChild, Listener, Reload, SlotLimits, ToChild};
 use fleet_protocol::tickets::TicketKeys;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -94,6 +94,8 @@ pub(crate) enum Word {
     Tickets(TicketKeys),
     /// Take what can be taken while serving.
     Reload(Box<Reload>),
+    /// Take in no more than this.
+    Limits(Box<SlotLimits>),
 }
 
 /// Hears the supervisor.
@@ -122,6 +124,7 @@ impl Ears {
                 Some(ToChild::Withdraw(addresses)) => return Ok(Word::Withdraw(addresses)),
                 Some(ToChild::Tickets(keys)) => return Ok(Word::Tickets(keys)),
                 Some(ToChild::Reload(reload)) => return Ok(Word::Reload(reload)),
+                Some(ToChild::Limits(limits)) => return Ok(Word::Limits(limits)),
                 Some(_) => tracing::warn!("unexpected message from the supervisor"),
                 None => {
                     let stream = self.reader.as_ref();

@@ -121,6 +121,11 @@ impl Connection {
         matches!(self.phase, Phase::Hello { .. } | Phase::Handshake)
     }
 
+    /// Whether the handshake, or what comes before it, still goes on.
+    pub(crate) fn is_before_request(&self) -> bool {
+        matches!(self.phase, Phase::Preface { .. }) || self.is_handshaking()
+    }
+
     /// How the handshake ended, once.
     pub(crate) fn take_handshake(&mut self) -> Option<Handshake> {
         self.handshake.take()
@@ -161,7 +166,7 @@ impl Connection {
             self.tls_session = self.layer.session();
             self.read_certificate();
             self.phase = Phase::Head { scanned: 0 };
-            self.deadline = self.exchange_end.min(now + limits::HEAD_DEADLINE);
+            self.deadline = self.exchange_end.min(now + self.policy.head_deadline.get());
         }
     }
 
@@ -333,7 +338,7 @@ impl Connection {
         if !self.plain.is_empty() {
             self.phase = Phase::Head { scanned: 0 };
             self.exchange_end = now + limits::EXCHANGE_DEADLINE;
-            self.deadline = now + limits::HEAD_DEADLINE;
+            self.deadline = now + self.policy.head_deadline.get();
         } else if self.is_peer_done || !self.policy.may_reuse.get() {
             self.close(scratch, now);
         }

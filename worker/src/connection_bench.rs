@@ -146,7 +146,7 @@ impl Bench {
         peer: &str,
         is_proxied: bool,
     ) -> Self {
-        let policy = Rc::new(Policy::of(server).unwrap());
+        let policy = Rc::new(Policy::of(server, &crate::admission::test_gate()).unwrap());
         let balancers = is_proxied.then(|| server.balancers().unwrap());
         let now = Instant::now();
         let tls = terms.map(Rc::new);

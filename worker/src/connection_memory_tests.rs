@@ -41,7 +41,8 @@ impl Kept {
             ],
         };
         state.table.borrow_mut().apply(feed, |_| {}).unwrap();
-        let policy = Rc::new(Policy::of(&Server::default()).unwrap());
+        let policy =
+            Rc::new(Policy::of(&Server::default(), &crate::admission::test_gate()).unwrap());
         let now = Instant::now();
         let peer = "192.0.2.1:5000".parse().unwrap();
         let tls = with_tls.then(|| Rc::new(identity().terms.clone()));

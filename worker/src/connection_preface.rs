@@ -43,11 +43,13 @@ impl Connection {
             // From accept on, as the end of the exchange is.
             self.deadline = self
                 .exchange_end
-                .checked_sub(limits::EXCHANGE_DEADLINE - limits::HANDSHAKE_DEADLINE)
-                .unwrap_or(self.exchange_end);
+                .checked_sub(limits::EXCHANGE_DEADLINE)
+                .map_or(self.exchange_end, |accepted| {
+                    accepted + self.policy.handshake_deadline.get()
+                });
         } else {
             self.phase = Phase::Head { scanned: 0 };
-            self.deadline = now + limits::HEAD_DEADLINE;
+            self.deadline = now + self.policy.head_deadline.get();
         }
     }
 
@@ -134,6 +136,9 @@ impl Connection {
             Ok(Some(header)) => {
                 self.plain.clear();
                 self.begin_behind(header.origin, now);
+                if matches!(self.phase, Phase::Closed) {
+                    return bytes.len();
+                }
                 return header.length.saturating_sub(kept);
             }
             Ok(None) if kept == 0 => {
@@ -159,6 +164,10 @@ impl Connection {
             self.proxy_header = Some(ProxyHeader::Taken);
             self.peer = source;
             self.client = source.ip();
+            if !self.policy.admits_connection(self.client, now) {
+                // Counted there. `begin` would spend on TLS.
+                return;
+            }
         }
         self.begin(tls.as_ref(), now);
     }

@@ -72,6 +72,7 @@ async fn live(
     let (ears, mut mouth) = channel.split()?;
     let mut lasting = JoinSet::new();
     lasting.spawn_local(Rc::clone(&worker.clock).run());
+    lasting.spawn_local(accept::call_laps(Rc::clone(&worker)));
     let mut accepts = JoinSet::new();
     listen(&worker, &mut accepts, listeners);
     let boot = worker.state.boot;
@@ -104,6 +105,7 @@ async fn attend(
                 Ok(Word::Withdraw(addresses)) => withdraw(worker, &addresses),
                 Ok(Word::Tickets(keys)) => turn_tickets(worker, &keys),
                 Ok(Word::Reload(reload)) => take(worker, &reload),
+                Ok(Word::Limits(limits)) => worker.set_limits(&limits),
                 Err(error) => {
                     tracing::warn!(%error, "no word from the supervisor any more");
                     break (DRAIN_DEADLINE, false);
@@ -223,9 +225,10 @@ async fn report(worker: &Worker, mut mouth: Mouth) -> Infallible {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         interval.tick().await;
-        worker.state.stats.borrow_mut().open_connections = worker.door.open();
         let mut stats = stats::report(&worker.state);
         stats.is_full = worker.door.is_shut();
+        worker.door.report(&mut stats);
+        stats.deferred_turns = worker.turns.borrow().deferred();
         stats.listeners = worker.report_listenings();
         if let Err(error) = mouth.say(&FromChild::Worker(Box::new(stats))).await {
             // It is gone, which the other direction notices.

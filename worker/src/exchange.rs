@@ -110,8 +110,8 @@ enum Task {
     Write(Vec<QueryResult>, IpAddr),
 }
 
-/// Decides by the head alone: what is too large, comes from a key that was unknown a moment ago, or would find its
-/// queue full, costs no more than its head.
+/// Decides by the head alone: what is too large, comes from a key that was unknown a moment ago, is asked too often, or
+/// would find its queue full or late, costs no more than its head.
 pub(crate) fn begin(state: &State, head: &Head<'_>, now: Instant) -> Early {
     let bytes_max = state.body_limits.of(head.route);
     let Some(content_length) = usize::try_from(head.content_length)
@@ -120,16 +120,21 @@ pub(crate) fn begin(state: &State, head: &Head<'_>, now: Instant) -> Early {
     else {
         return Early::Refuse(Reject::BodyTooLarge);
     };
-    if needs_host(head.route)
-        && let Some(key) = header_key(state, head)
+    let key = header_key(state, head).filter(|_| needs_host(head.route));
+    if let Some(key) = key
         && state.table.borrow().host(&key).is_none()
         && state.negative.borrow().contains(&key, now)
     {
         return Early::Refuse(Reject::NodeKeyUnknown);
     }
+    let mut gate = state.gate.borrow_mut();
+    if !gate.admit_request(key.as_ref(), head.route, now) {
+        return Early::Refuse(Reject::TooManyRequests);
+    }
     if let Some(kind) = kind_always_asked(head.route)
-        && state.waiting.borrow().is_full_for(kind, content_length)
+        && let Some(refusal) = state.waiting.borrow().refusal(kind, content_length, now)
     {
+        gate.count(refusal.into());
         return Early::Refuse(Reject::Busy);
     }
     Early::ReadBody { bytes_max }
@@ -155,7 +160,7 @@ pub(crate) fn answer(state: &State, head: &Head<'_>, body: &mut [u8], now: Insta
         task => match (key, head.certificate) {
             (None, Some(Ok(certified))) => certified::serve(state, head, certified, task, now),
             (None, Some(Err(_))) => Err(Reject::CertificateNamesNobody),
-            _ => authenticate(state, head.route, key, task, now),
+            _ => authenticate(state, head, key, task, now),
         },
     });
     result.unwrap_or_else(|reject| Reply::Now(refuse(state, Some(head.route), reject)))
@@ -262,12 +267,18 @@ fn parse(
 /// Finds the host of a key, here or through control, and goes on.
 fn authenticate(
     state: &State,
-    route: Route,
+    head: &Head<'_>,
     key: Option<NodeKeyHash>,
     task: Task,
     now: Instant,
 ) -> Result<Reply, Reject> {
+    let route = head.route;
+    let is_in_head = head.node_key.is_some_and(|key| !key.trim().is_empty());
     let key = key.ok_or(Reject::NodeKeyMissing)?;
+    // A key in the head has been through.
+    if !is_in_head && !state.gate.borrow_mut().admit_host(&key, route, now) {
+        return Err(Reject::TooManyRequests);
+    }
     // The borrow ends here; what follows borrows again.
     let known = state.table.borrow().host(&key);
     if let Some(host) = known {

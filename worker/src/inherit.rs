@@ -21,8 +21,14 @@ use socket2::{Domain, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::admission::Waited;
+
 /// The kernel holds a connection back until its first bytes are there, up to this time.
 const DEFER_ACCEPT: Duration = Duration::from_secs(3);
+
+/// The kernel's `tcp_states`: reset, and closed by the peer alone.
+const TCP_CLOSE: u8 = 7;
+const TCP_CLOSE_WAIT: u8 = 8;
 
 /// Why an inherited descriptor cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +152,29 @@ fn set_defer_accept(socket: &Socket) -> io::Result<()> {
     }
 }
 
+/// How long an accepted connection has waited, and whether its peer is still there; `None` when the kernel does not tell. A
+/// client of TLS never closes one direction alone, a plain one may.
+pub(crate) fn waited(socket: &Socket, has_tls: bool) -> Option<Waited> {
+    // SAFETY: a structure of integers, of which all zeros are a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
+    // SAFETY: the pointers describe `info` and its length, which outlive the call; the kernel writes no more than that.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    let is_half_closed = info.tcpi_state == TCP_CLOSE_WAIT;
+    (result == 0).then(|| Waited {
+        age: Duration::from_millis(info.tcpi_last_data_recv.into()),
+        is_peer_gone: info.tcpi_state == TCP_CLOSE || (is_half_closed && has_tls),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
@@ -171,6 +200,39 @@ mod tests {
             inheritance.listener(&claim),
             Err(Error::Claimed(_))
         ));
+    }
+
+    /// What `accept` rests on: with `TCP_DEFER_ACCEPT` too, the age counts from the peer's latest bytes.
+    #[test]
+    fn the_kernel_tells_how_long_a_connection_has_waited() {
+        use std::io::Write as _;
+        let bound = TcpListener::bind("127.0.0.1:0").unwrap();
+        set_defer_accept(&Socket::from(bound.try_clone().unwrap())).unwrap();
+        let connect = || {
+            let mut stream = std::net::TcpStream::connect(bound.local_addr().unwrap()).unwrap();
+            stream.write_all(b"hello").unwrap();
+            stream
+        };
+        let (stays, goes) = (connect(), connect());
+        drop(goes);
+        let reset = connect();
+        socket2::SockRef::from(&reset)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(reset);
+        let pause = Duration::from_millis(300);
+        std::thread::sleep(pause);
+        let accepted: Vec<Socket> = (0..3).map(|_| bound.accept().unwrap().0.into()).collect();
+        let waited = |index: usize, has_tls| waited(&accepted[index], has_tls).unwrap();
+        assert!(waited(0, true).age + Duration::from_millis(20) >= pause);
+        assert!(!waited(0, true).is_peer_gone);
+        assert!(waited(1, true).is_peer_gone);
+        assert!(
+            !waited(1, false).is_peer_gone,
+            "a plain client may still read"
+        );
+        assert!(waited(2, false).is_peer_gone);
+        drop(stays);
     }
 
     #[test]

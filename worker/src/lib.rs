@@ -4,9 +4,11 @@
 //! whose task it happens in.
 
 mod accept;
+mod admission;
 mod answers;
 mod batch;
 mod body;
+mod buckets;
 mod buffers;
 mod certificates;
 mod channel;
@@ -45,6 +47,7 @@ mod ticketer;
 mod tls;
 mod tls_failure;
 mod tunnel;
+mod turns;
 mod waiting;
 mod window;
 
@@ -59,7 +62,7 @@ use fleet_child::confine::{self, Reach};
 use fleet_child::{Calls, log};
 use fleet_protocol::config::Logging;
 use fleet_protocol::sandbox::Sandbox;
-use fleet_protocol::slot::{EXIT_FATAL, FromChild, Listener, StartWorker, ToChild};
+use fleet_protocol::slot::{EXIT_FATAL, FromChild, Listener, SlotLimits, StartWorker, ToChild};
 use fleet_protocol::stats::ListenerStats;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -79,6 +82,9 @@ struct Worker {
     policy: Rc<policy::Policy>,
     clock: Rc<clock::Clock>,
     door: accept::Door,
+    turns: RefCell<turns::Turns>,
+    /// Handshakes wait for the next lap.
+    lap: tokio::sync::Notify,
     drain: drain::Drain,
     /// In the order in which they came; those that were withdrawn until their last connection ends.
     listenings: RefCell<Vec<Rc<listening::Listening>>>,
@@ -96,18 +102,33 @@ impl Worker {
             .map(|tls| terms::Terms::new(tls, &start.config))
             .transpose()?
             .map(Rc::new);
+        let state = state::State::new(start);
+        let allowed = *state.gate.borrow().allowed();
+        let policy = policy::Policy::of(server, &state.gate)?;
+        policy.set_deadlines(&allowed);
         Ok(Rc::new(Self {
-            state: state::State::new(start),
+            state,
             tls: RefCell::new(tls),
-            policy: Rc::new(policy::Policy::of(server)?),
+            policy: Rc::new(policy),
             clock: clock::Clock::new(Instant::now()),
-            door: accept::Door::new(server.connections_per_worker_max),
+            door: accept::Door::new(&allowed),
+            turns: RefCell::default(),
+            lap: tokio::sync::Notify::new(),
             drain: drain::Drain::default(),
             listenings: RefCell::default(),
             tunnel_path: start.tunnel_path.clone(),
             input: RefCell::new(vec![0; INPUT_BYTES_MAX].into_boxed_slice()),
             scratch: RefCell::default(),
         }))
+    }
+
+    /// Takes other limits; nobody who is inside is put out.
+    fn set_limits(&self, limits: &SlotLimits) {
+        let share = limits.allowed.share(limits.slots);
+        tracing::info!(slots = limits.slots, ?share, "limits");
+        self.state.gate.borrow_mut().set(share, Instant::now());
+        self.policy.set_deadlines(&share);
+        self.door.resize(&share);
     }
 
     /// On which a connection that begins now speaks TLS.

@@ -442,7 +442,8 @@ fn the_task_of_a_connection_is_small() {
         size_of::<rustls::server::UnbufferedServerConnection>(),
     );
     assert!(task <= 64, "{task}");
-    assert!(session <= 500, "{session}");
+    // The allocator gives 504 for anything above 488.
+    assert!(session <= 504, "{session}");
     assert!(tls <= 1280, "{tls}");
 }
 

@@ -4,7 +4,7 @@
 //! open when a session is dropped is counted as broken.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -94,9 +94,13 @@ impl Drop for OpenExchange {
     }
 }
 
-/// What the head alone decides; no body is longer than it may be, whatever it decides.
-fn early(state: &State, head: &Head<'_>, now: Instant) -> Early {
-    match exchange::begin(state, head, now) {
+/// What the head alone decides; no body is longer than it may be, whatever it decides. A client that a proxy at `peer` speaks
+/// for is known only now.
+fn early(worker: &Worker, head: &Head<'_>, peer: IpAddr, now: Instant) -> Early {
+    if head.client != peer && !worker.policy.admits_request(head.client, now) {
+        return Early::Refuse(Reject::TooManyRequests);
+    }
+    match exchange::begin(&worker.state, head, now) {
         Early::ReadBody { bytes_max } if head.content_length > bytes_max as u64 => {
             Early::Refuse(Reject::BodyTooLarge)
         }
@@ -148,6 +152,9 @@ impl Session {
 
     /// Everything that can be done now.
     fn turn(&mut self, context: &mut Context<'_>) -> Poll<End> {
+        if !self.permit.may_turn(context.waker()) {
+            return Poll::Pending;
+        }
         let worker = Rc::clone(&self.worker);
         let mut scratch = worker.scratch.borrow_mut();
         let now = Instant::now();
@@ -160,6 +167,9 @@ impl Session {
         self.connection.count_tls(&worker.state.stats);
         self.connection.settle(&mut scratch);
         scratch.trim();
+        if !self.connection.is_before_request() {
+            self.permit.end_handshake();
+        }
         if result.is_pending()
             && let Some(deadline) = self.next_look(now)
         {
@@ -201,6 +211,7 @@ impl Session {
                 Poll::Pending if self.is_late(now) => return Poll::Ready(End::Closed),
                 Poll::Pending => return Poll::Pending,
             }
+            let peer = self.connection.peer().ip();
             match self.connection.step(scratch, now) {
                 Step::Wait => {}
                 Step::Closed => return Poll::Ready(End::Closed),
@@ -208,7 +219,7 @@ impl Session {
                 Step::Head(head) => {
                     let route = head.route;
                     self.exchange = Some(OpenExchange::new(&worker.state, route, now));
-                    let early = early(&worker.state, &head, now);
+                    let early = early(worker, &head, peer, now);
                     self.count_forwarded();
                     match early {
                         Early::ReadBody { bytes_max } => self.connection.admit(bytes_max, scratch),

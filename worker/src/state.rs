@@ -4,6 +4,7 @@
 //! sends; only `exchange` adds.
 
 use std::cell::{Cell, RefCell};
+use std::hash::RandomState;
 use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,19 +16,20 @@ use fleet_protocol::config::Config;
 use fleet_protocol::feed::{Change, Feed, Host, Load};
 use fleet_protocol::frame::MESSAGE_BYTES_MAX;
 use fleet_protocol::ids::{BootNonce, Generation, NodeKeyHash, RequestId, SlotIndex, UnixSeconds};
-use fleet_protocol::limits;
+use fleet_protocol::limits::{self, Allowed};
 use fleet_protocol::reject::Reject;
 use fleet_protocol::slot::StartWorker;
-use fleet_protocol::stats::WorkerStats;
+use fleet_protocol::stats::{Shed, WorkerStats};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant as TokioInstant, timeout_at};
 
+use crate::admission::Gate;
 use crate::feed::Table;
 use crate::holds::{Holds, IdleRead};
 use crate::latest_key::LatestKey;
 use crate::negative::Negative;
 use crate::seen::Seen;
-use crate::waiting::{Claim, Completed, Full, Waiting};
+use crate::waiting::{Claim, Completed, Refusal, Waiting};
 
 /// From the end of a request to the answer that control gives. Leaves time for handshake, upload and answer within
 /// the agent's 16 s.
@@ -56,6 +58,7 @@ pub(crate) struct State {
     pub(crate) waiting: RefCell<Waiting>,
     latest_key: RefCell<LatestKey>,
     pub(crate) holds: Rc<RefCell<Holds>>,
+    pub(crate) gate: Rc<RefCell<Gate>>,
     /// Longest time that a read with nothing due is held; zero is never.
     pub(crate) distributed_hold: Duration,
     /// Something was queued.
@@ -117,6 +120,7 @@ impl State {
             waiting: RefCell::new(Waiting::new()),
             latest_key: RefCell::default(),
             holds: Rc::default(),
+            gate: Rc::new(RefCell::new(gate(&start.config))),
             distributed_hold: start.config.osquery.distributed_hold,
             wake: Notify::new(),
             parked_bytes: Cell::new(0),
@@ -176,12 +180,18 @@ impl State {
         self.ticket(claimed, now)
     }
 
+    /// Refuses because of what waits already.
+    pub(crate) fn busy(&self, shed: Shed) -> Reject {
+        self.gate.borrow_mut().count(shed);
+        Reject::Busy
+    }
+
     fn ticket(
         &self,
-        claimed: Result<(Claim, oneshot::Receiver<Answer>), Full>,
+        claimed: Result<(Claim, oneshot::Receiver<Answer>), Refusal>,
         now: Instant,
     ) -> Result<Ticket, Reject> {
-        let (claim, answer) = claimed.map_err(|Full| Reject::Busy)?;
+        let (claim, answer) = claimed.map_err(|refusal| self.busy(refusal.into()))?;
         self.wake.notify_one();
         Ok(Ticket {
             state: self.handle().ok_or(Reject::Draining)?,
@@ -195,7 +205,7 @@ impl State {
     pub(crate) fn park(&self, bytes: usize) -> Result<Parked, Reject> {
         let parked = self.parked_bytes.get().saturating_add(bytes);
         if parked > PARKED_BYTES_MAX {
-            return Err(Reject::Busy);
+            return Err(self.busy(Shed::LookupFull));
         }
         self.parked_bytes.set(parked);
         Ok(Parked {
@@ -275,6 +285,13 @@ impl State {
         self.table.borrow_mut().insert_host(host);
         self.holds.borrow().wake(host.id);
     }
+}
+
+/// With the share of one slot of as many as the configuration says; the supervisor tells how many really serve.
+fn gate(config: &Config) -> Gate {
+    let workers = config.workers.count.max(1);
+    let share = Allowed::of(config, workers).share(workers);
+    Gate::new(share, RandomState::new(), Instant::now())
 }
 
 /// A request that waits. Dropping it cancels the request.

@@ -17,6 +17,7 @@ pub(crate) fn report(state: &State) -> WorkerStats {
     let holds = state.holds.borrow();
     stats.held_reads = gauge(holds.len());
     stats.hold_ends = holds.ends();
+    stats.shed = state.gate.borrow().shed();
     let table = state.table.borrow();
     stats.hosts = gauge(table.hosts_len());
     stats.answers = gauge(table.answers_len());

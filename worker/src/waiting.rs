@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use fleet_protocol::agent::{Answer, Request};
 use fleet_protocol::ids::{HostId, NodeKeyHash, RequestId};
-use fleet_protocol::limits::BatchLimits;
+use fleet_protocol::limits::{BatchLimits, WAITING_AGE_MAX};
 use fleet_protocol::link::BatchKind;
+use fleet_protocol::stats::Shed;
 use hashbrown::HashMap;
 use slab::Slab;
 use tokio::sync::oneshot;
@@ -60,9 +61,23 @@ pub(crate) enum Claim {
     Lookup(NodeKeyHash, RequestId, usize),
 }
 
-/// The queue of the request's kind is full.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Full;
+/// Why a request is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The queue of its kind is full.
+    Full,
+    /// The oldest of its kind has waited for `WAITING_AGE_MAX`, and no later one will do better.
+    Late,
+}
+
+impl From<Refusal> for Shed {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Full => Self::QueueFull,
+            Refusal::Late => Self::QueueLate,
+        }
+    }
+}
 
 type Claimed = (Claim, oneshot::Receiver<Answer>);
 
@@ -78,23 +93,26 @@ impl Waiting {
     }
 
     /// Queues a request that one exchange waits for.
-    pub(crate) fn ask(&mut self, request: Request, now: Instant) -> Result<Claimed, Full> {
+    pub(crate) fn ask(&mut self, request: Request, now: Instant) -> Result<Claimed, Refusal> {
         let kind = BatchKind::of(&request);
-        let id = self.queue(request, now).map_err(|_| Full)?;
+        self.check_age(kind, now)?;
+        let id = self.queue(request, now).map_err(|_| Refusal::Full)?;
         let (sender, receiver) = oneshot::channel();
         self.requests.insert(id, Waiter::One(kind, sender));
         Ok((Claim::One(id), receiver))
     }
 
     /// Joins the lookup of a key, or starts it.
-    pub(crate) fn look_up(&mut self, key: NodeKeyHash, now: Instant) -> Result<Claimed, Full> {
+    pub(crate) fn look_up(&mut self, key: NodeKeyHash, now: Instant) -> Result<Claimed, Refusal> {
         if !self.lookups.contains_key(&key) {
-            let id = self.queue(Request::Lookup(key), now).map_err(|_| Full)?;
+            self.check_age(BatchKind::Lookup, now)?;
+            let request = Request::Lookup(key);
+            let id = self.queue(request, now).map_err(|_| Refusal::Full)?;
             self.requests.insert(id, Waiter::Lookup(key));
             let waiters = Slab::new();
             self.lookups.insert(key, Lookup { id, waiters });
         }
-        let lookup = self.lookups.get_mut(&key).ok_or(Full)?;
+        let lookup = self.lookups.get_mut(&key).ok_or(Refusal::Full)?;
         let (sender, receiver) = oneshot::channel();
         let place = lookup.waiters.insert(sender);
         Ok((Claim::Lookup(key, lookup.id, place), receiver))
@@ -113,9 +131,21 @@ impl Waiting {
     }
 
     /// Whether a request of this kind and size would be refused.
-    pub(crate) fn is_full_for(&self, kind: BatchKind, bytes: usize) -> bool {
+    pub(crate) fn refusal(&self, kind: BatchKind, bytes: usize, now: Instant) -> Option<Refusal> {
+        let queue = self.queues.get(kind.index())?;
+        if queue.is_full_for(bytes.saturating_add(REQUEST_BYTES)) {
+            return Some(Refusal::Full);
+        }
+        self.check_age(kind, now).err()
+    }
+
+    fn check_age(&self, kind: BatchKind, now: Instant) -> Result<(), Refusal> {
         let queue = self.queues.get(kind.index());
-        queue.is_some_and(|queue| queue.is_full_for(bytes.saturating_add(REQUEST_BYTES)))
+        let oldest = queue.and_then(Queue::oldest);
+        match oldest.map(|oldest| now.saturating_duration_since(oldest)) {
+            Some(age) if age >= WAITING_AGE_MAX => Err(Refusal::Late),
+            _ => Ok(()),
+        }
     }
 
     /// Nobody waits there any more. What was sent stays sent.
@@ -304,11 +334,33 @@ mod tests {
         for _ in 0..limits.waiting_requests_max {
             kept.push(waiting.ask(Request::Read(HostId(1)), now).unwrap());
         }
-        assert!(waiting.is_full_for(BatchKind::Read, 0));
-        assert_eq!(waiting.ask(Request::Read(HostId(1)), now).err(), Some(Full));
+        let full = Some(Refusal::Full);
+        assert_eq!(waiting.refusal(BatchKind::Read, 0, now), full);
+        assert_eq!(waiting.ask(Request::Read(HostId(1)), now).err(), full);
         let (claim, _) = kept.pop().unwrap();
         waiting.cancel(claim);
         assert!(waiting.ask(Request::Read(HostId(1)), now).is_ok());
+    }
+
+    #[test]
+    fn nothing_is_taken_behind_what_has_waited_too_long() {
+        let now = Instant::now();
+        let then = now.checked_sub(WAITING_AGE_MAX).unwrap();
+        let mut waiting = Waiting::new();
+        let (claim, _) = waiting.ask(Request::Read(HostId(1)), then).unwrap();
+        let just = now
+            .checked_sub(std::time::Duration::from_millis(1))
+            .unwrap();
+        let (second, _) = waiting.ask(Request::Read(HostId(1)), just).unwrap();
+        let late = Some(Refusal::Late);
+        assert_eq!(waiting.refusal(BatchKind::Read, 0, now), late);
+        assert_eq!(waiting.ask(Request::Read(HostId(1)), now).err(), late);
+        assert!(waiting.look_up(NodeKeyHash([1; 32]), now).is_ok());
+        // Given up, or sent.
+        waiting.cancel(claim);
+        assert!(waiting.ask(Request::Read(HostId(1)), now).is_ok());
+        waiting.cancel(second);
+        assert_eq!(sent(&mut waiting, BatchKind::Read).len(), 1);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use fleet_protocol::address::{AddressState, AddressView};
 use fleet_protocol::config::Config;
 use fleet_protocol::ids::SlotIndex;
 use fleet_protocol::slot::{CertificateView, SettingView, SlotState, SlotView};
-use fleet_protocol::stats::{TlsFailure, TlsSession, WorkerStats};
+use fleet_protocol::stats::{DoorCap, Shed, TlsFailure, TlsSession, WorkerStats};
 use tempfile::TempDir;
 
 use super::*;
@@ -56,6 +56,8 @@ fn gateway() -> Gateway {
         .observe(3, &fleet_protocol::stats::BUCKET_BOUNDS_COUNT);
     stats.tls_failures[TlsFailure::AuthorityUnknown as usize] = 5;
     stats.tls_sessions[TlsSession::Resumed13 as usize] = 6;
+    stats.shed[Shed::AddressRate as usize] = 21;
+    stats.door_shut[DoorCap::Handshakes as usize] = 22;
     Gateway {
         slots: vec![SlotView {
             slot: SlotIndex(7),
@@ -130,6 +132,8 @@ async fn slots_show_with_units_and_cumulative_buckets() {
         r#"fleet_gateway_tls_failures_total{slot="7",kind="authority_unknown_to_client"} 5"#,
         r#"fleet_gateway_tls_failures_total{slot="7",kind="malformed"} 0"#,
         r#"fleet_gateway_tls_handshakes_total{slot="7",version="1.3",kind="resumed"} 6"#,
+        r#"fleet_worker_refused_total{slot="7",reason="address_rate"} 21"#,
+        r#"fleet_worker_door_shut_total{slot="7",cap="handshakes"} 22"#,
         r#"fleet_control_journal_healthy{log_type="result"} 1"#,
         r#"fleet_control_hosts{status="online"} 0"#,
         r#"fleet_gateway_address_open_connections{address="[2001:db8::1]:8080"} 5"#,

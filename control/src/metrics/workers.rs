@@ -14,6 +14,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 
+use super::admission;
 use super::kernel;
 use super::text::{Name, Page};
 use super::{addresses, certificates};
@@ -22,7 +23,7 @@ use super::{addresses, certificates};
 pub(super) struct Workers(pub(super) Gateway);
 
 /// A slot and its number as text.
-type Slots<'a> = [(String, &'a SlotView)];
+pub(super) type Slots<'a> = [(String, &'a SlotView)];
 
 impl Collector for Workers {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
@@ -37,6 +38,7 @@ impl Collector for Workers {
         addresses::write(page, &self.0)?;
         gauges(page, &slots)?;
         connections(page, &slots)?;
+        admission::write(page, &slots)?;
         tls(page, &slots)?;
         exchanges(page, &slots)?;
         batches(page, &slots)
@@ -112,7 +114,7 @@ impl Workers {
 }
 
 /// One series for each slot.
-fn each<'a>(
+pub(super) fn each<'a>(
     slots: &'a Slots<'_>,
     value: impl Fn(&SlotView) -> u64 + 'a,
 ) -> impl Iterator<Item = ([&'a str; 1], u64)> + 'a {

@@ -43,7 +43,7 @@ pub(super) struct Shared {
 }
 
 /// Phases that are counted apart, at most.
-pub(super) const PHASES: usize = 4;
+pub(super) const PHASES: usize = 5;
 
 /// The moments at which phases begin, as the main thread sets them; the first phase begins with the run.
 #[derive(Debug, Default)]

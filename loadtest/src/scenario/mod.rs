@@ -15,6 +15,7 @@ mod kernel;
 mod lane;
 mod machine;
 mod options;
+mod overload;
 mod population;
 mod procfs;
 mod progress;
@@ -49,6 +50,7 @@ pub fn run() -> ExitCode {
         Scenario::Backlog(options) => backlog::run(&options),
         Scenario::Churn(options) => churn::run(&options),
         Scenario::Slow(options) => slow::run(&options),
+        Scenario::Overload(options) => overload::run(&options),
         Scenario::Calibrate(options) => calibrate::run(&options),
         Scenario::Worker(options) => worker::run(&options),
         Scenario::Compare(options) => compare::run(&options),

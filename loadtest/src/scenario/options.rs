@@ -48,6 +48,8 @@ pub(super) enum Scenario {
     Churn(Churn),
     /// Connections that send a byte a second, beside agents that do not.
     Slow(Slow),
+    /// Finds what a server takes and offers a multiple of it; what becomes of both sides, and of the time after.
+    Overload(super::overload::Overload),
     /// Starts a server, measures what `fleet-supervisor plan` counts with, and writes the figures to a file.
     Calibrate(Calibrate),
     /// One worker process alone: CPU or instructions for an exchange and for a request, and memory for a known host.

@@ -8,7 +8,7 @@ use super::sections::{
     AgentCheck, BasicAuth, Carver, Claim, Dns, Filesystem, Logging, Mysql, MysqlReadReplica,
     Osquery, Redis, Server, State, Tls, Tune, Workers,
 };
-use super::{Config, Problem};
+use super::{Config, Limits, Problem};
 use crate::secret::MASK;
 
 /// Names and helps of a section's fields.
@@ -114,12 +114,13 @@ impl Config {
     /// Every option, in the order of the documentation.
     pub fn keys() -> Vec<Key> {
         let defaults = serde_json::to_value(Self::default()).unwrap_or_default();
-        let sections: [(&[&str], Help); 16] = [
+        let sections: [(&[&str], Help); 17] = [
             (&["server"], Server::HELP),
             (&["tls"], Tls::HELP),
             (&["addresses", "claim"], Claim::HELP),
             (&["addresses", "dns"], Dns::HELP),
             (&["addresses", "agent_check"], AgentCheck::HELP),
+            (&["limits"], Limits::HELP),
             (&["tune"], Tune::HELP),
             (&["state"], State::HELP),
             (&["workers"], Workers::HELP),

@@ -4,10 +4,12 @@
 //! `section: key:` in the YAML file. Names are Fleet's where Fleet has the option.
 
 mod keys;
+mod limits;
 mod sections;
 mod validate;
 
 pub use keys::{Key, KeyKind, OverlayError, overlay};
+pub use limits::Limits;
 pub use sections::{
     Addresses, AgentCheck, BasicAuth, Carver, Claim, ClientAuth, Dns, Filesystem, HostIdentifier,
     LogCompression, Logging, Mysql, MysqlReadReplica, Osquery, PostQuantum, Prometheus, Redis,
@@ -27,6 +29,8 @@ pub struct Config {
     pub carver: Carver,
     /// The filesystem log destination.
     pub filesystem: Filesystem,
+    /// How much is taken in.
+    pub limits: Limits,
     /// Our own log, on standard error.
     pub logging: Logging,
     /// The MySQL or MariaDB store.

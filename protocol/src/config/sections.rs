@@ -33,6 +33,7 @@ macro_rules! section {
         }
     };
 }
+pub(super) use section;
 
 section! {
     /// The port that agents connect to.
@@ -73,7 +74,7 @@ section! {
         /// A connection kept for reuse is closed when it has been idle for this long; longer than the balancer keeps its own (60s is usual, Google Cloud's 600s), or requests get lost in between.
         #[serde(with = "super::keys::span")]
         keepalive_idle: Duration = Duration::from_secs(75);
-        /// Open connections per worker; beyond it the worker accepts no more until some close.
+        /// Open connections per worker; beyond it the worker accepts no more until a tenth of them is closed.
         connections_per_worker_max: u32 = 15_000;
         /// Listen backlog of each socket.
         backlog: u32 = 4096;

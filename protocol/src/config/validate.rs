@@ -38,6 +38,7 @@ impl Config {
         self.validate_spreading(&mut check);
         self.validate_stores(&mut check);
         self.validate_agents(&mut check);
+        self.validate_limits(&mut check);
         problems
     }
 
@@ -262,6 +263,42 @@ impl Config {
         );
     }
 
+    /// A bound on how many may wait is one only while each of them waits for a bounded time.
+    fn validate_limits(&self, check: &mut impl FnMut(bool, &str)) {
+        let of = &self.limits;
+        let deadlines = [
+            (
+                "handshake_deadline",
+                of.handshake_deadline,
+                limits::HANDSHAKE_DEADLINE,
+            ),
+            ("head_deadline", of.head_deadline, limits::HEAD_DEADLINE),
+            ("queue_age_max", of.queue_age_max, limits::QUEUE_AGE_MAX),
+        ];
+        for (name, deadline, most) in deadlines {
+            check(
+                !deadline.is_zero(),
+                &format!(
+                    "limits.{name}: must not be 0s; without it connections that never go on fill the worker for ever"
+                ),
+            );
+            let is_within = deadline >= limits::OPTION_DEADLINE_MIN && deadline <= most;
+            check(
+                deadline.is_zero() || is_within,
+                &format!(
+                    "limits.{name}: must be {}ms to {}s; an agent gives up after {}s",
+                    limits::OPTION_DEADLINE_MIN.as_millis(),
+                    most.as_secs(),
+                    limits::EXCHANGE_DEADLINE.as_secs()
+                ),
+            );
+        }
+        check(
+            of.handshakes_per_worker_max <= self.server.connections_per_worker_max,
+            "limits.handshakes_per_worker_max: at most server.connections_per_worker_max",
+        );
+    }
+
     fn validate_agents(&self, check: &mut impl FnMut(bool, &str)) {
         let osquery = &self.osquery;
         check(
@@ -474,6 +511,57 @@ mod tests {
             assert_eq!(problems.len(), 1, "{text}");
             assert!(problems[0].0.starts_with("tls.certificates: "), "{text}");
         }
+    }
+
+    #[test]
+    fn a_cap_needs_its_deadline() {
+        let second = std::time::Duration::from_secs(1);
+        let zero = std::time::Duration::ZERO;
+        for (deadlines, expected) in [
+            ([second, second, second], None),
+            (
+                [zero, second, second],
+                Some("limits.handshake_deadline: must not be 0s"),
+            ),
+            (
+                [second, zero, second],
+                Some("limits.head_deadline: must not be 0s"),
+            ),
+            (
+                [second, second, zero],
+                Some("limits.queue_age_max: must not be 0s"),
+            ),
+            (
+                [11 * second, second, second],
+                Some("limits.handshake_deadline: must be 50ms to 10s"),
+            ),
+            (
+                [second, second / 100, second],
+                Some("limits.head_deadline: must be 50ms to 5s"),
+            ),
+        ] {
+            let mut config = Config::default();
+            let limits = &mut config.limits;
+            [
+                limits.handshake_deadline,
+                limits.head_deadline,
+                limits.queue_age_max,
+            ] = deadlines;
+            let problems = config.validate();
+            assert_eq!(
+                problems.len(),
+                usize::from(expected.is_some()),
+                "{problems:?}"
+            );
+            assert!(
+                problems
+                    .iter()
+                    .all(|of| of.0.starts_with(expected.unwrap_or_default()))
+            );
+        }
+        let mut config = Config::default();
+        config.limits.handshakes_per_worker_max = 15_001;
+        assert_eq!(config.validate().len(), 1);
     }
 
     #[test]

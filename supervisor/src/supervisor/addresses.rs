@@ -59,6 +59,8 @@ impl Supervisor {
             workers,
             "reloaded"
         );
+        self.setup.fit_connections();
+        self.tend_limits();
         self.tend_addresses();
         self.publish();
         let flagfile = self.setup.write_flagfile().map(|_| ());

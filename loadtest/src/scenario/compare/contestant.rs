@@ -82,7 +82,13 @@ async fn start_each(
     is_kept: bool,
 ) -> anyhow::Result<Vec<Contestant>> {
     let most = options.idle_connections.max(10_000) + OTHER_CONNECTIONS;
-    let mut flags = vec![format!("--server_connections_per_worker_max={most}")];
+    let mut flags = vec![
+        format!("--server_connections_per_worker_max={most}"),
+        // All that it can answer, of few hosts.
+        "--limits_read_rate=1000000".to_owned(),
+        "--limits_host_rate=1000000".to_owned(),
+        "--limits_host_burst=1000000".to_owned(),
+    ];
     flags.extend(options.server_flag.iter().cloned());
     let program = Program {
         server_binary: &options.server_binary,

@@ -71,6 +71,10 @@ impl Process {
         let mut config = Config::default();
         // A held read would measure the hold.
         config.osquery.distributed_hold = Duration::ZERO;
+        // As many requests as it can answer, of whatever host.
+        config.limits.hosts = u64::MAX;
+        config.limits.host_rate = 1_000_000;
+        config.limits.host_burst = 1_000_000;
         let start = StartWorker {
             slot: SlotIndex(0),
             generation: Generation(0),
