@@ -26,7 +26,7 @@ fn each_thread(pid: u32, field: &str) -> Vec<String> {
 
 fn assert_confined(pid: u32, uid: u32) {
     let none = "0000000000000000";
-    let uids = [uid.to_string(); 1].repeat(4).join("\t");
+    let uids = vec![uid.to_string(); 4].join("\t");
     let mut expected = vec![
         ("Uid:", uids.as_str()),
         ("CapInh:", none),
