@@ -31,7 +31,6 @@ fn a_stalled_worker_that_goes_on_loses_nothing() {
 }
 
 #[test]
-#[ignore = "needs the heartbeat"]
 fn a_worker_that_is_stopped_for_good_is_replaced() {
     let gateway = Gateway::start();
     let mut load = Load::start(&gateway, Plan::default());
@@ -69,7 +68,6 @@ fn a_stalled_control_delays_what_needs_it_and_nothing_else() {
 }
 
 #[test]
-#[ignore = "needs the heartbeat"]
 fn a_control_that_is_stopped_for_good_is_replaced() {
     let gateway = Gateway::start();
     let mut load = Load::start(&gateway, Plan::default());

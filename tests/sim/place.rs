@@ -18,6 +18,8 @@ pub(crate) struct Place {
     pub(crate) launches: u32,
     pub(crate) is_alive: bool,
     pub(crate) is_parked: bool,
+    /// How often it was parked.
+    pub(crate) parks: u64,
 }
 
 impl Place {
@@ -27,6 +29,7 @@ impl Place {
             launches: 0,
             is_alive: false,
             is_parked: false,
+            parks: 0,
         }
     }
 
@@ -35,11 +38,11 @@ impl Place {
     }
 
     pub(crate) fn step(&mut self, event: Event, now: Duration, rng: &mut fastrand::Rng) -> Wish {
-        let was_parked = self.is_parked;
         match self.slot.step(event, now, rng.f64()) {
             Action::Launch => {
                 assert!(!self.is_alive, "a second process in one slot");
-                assert!(!was_parked, "a parked slot starts a process");
+                // After its cool-down.
+                self.is_parked = false;
                 if rng.u8(..) < 20 {
                     let reason = "no memory".into();
                     return self.step(Event::LaunchFailed { reason }, now, rng);
@@ -53,6 +56,7 @@ impl Place {
             Action::Park { .. } => {
                 assert!(!self.is_alive);
                 self.is_parked = true;
+                self.parks += 1;
                 Wish::Nothing
             }
             Action::End { reason } => panic!("the server ends: {reason}"),

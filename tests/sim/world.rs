@@ -185,7 +185,7 @@ impl World {
             "each exchange ends once: {counts:?}"
         );
         counts.stored_twice += self.disk.twice() as u64;
-        counts.parked += self.places.iter().filter(|place| place.is_parked).count() as u64;
+        counts.parked += self.places.iter().map(|place| place.parks).sum::<u64>();
         *counts
     }
 

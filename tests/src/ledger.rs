@@ -22,6 +22,8 @@ const STREAK: usize = 40;
 const STREAK_LOGS: usize = 10;
 /// Nothing faster than this is slow.
 const SLOW_MIN: Duration = Duration::from_millis(100);
+/// Whatever a busy machine does by itself, this is slow.
+pub const SLOW_MAX: Duration = Duration::from_secs(2);
 
 /// One exchange as an agent saw it.
 #[derive(Clone, Debug)]
@@ -293,9 +295,14 @@ pub fn slow_limit(seen: &[Seen], settled_at: Instant, fault_at: Instant) -> Dura
     (slowest * 2).max(SLOW_MIN)
 }
 
-/// The longest that any of the injections disturbed the load.
+/// The longest that any of the injections disturbed the load. Where the machine is too busy for a streak that is as fast as
+/// before, only what failed or was very slow counts as disturbed.
 fn until_served(seen: &[Seen], settled_at: Instant, injected_at: &[Instant]) -> Option<Duration> {
     let slow = slow_limit(seen, settled_at, *injected_at.first()?);
+    longest(seen, injected_at, slow).or_else(|| longest(seen, injected_at, slow.max(SLOW_MAX)))
+}
+
+fn longest(seen: &[Seen], injected_at: &[Instant], slow: Duration) -> Option<Duration> {
     let spans = injected_at.iter().enumerate().map(|(index, begin)| {
         let end = injected_at.get(index + 1);
         let touched: Vec<&Seen> = seen

@@ -311,7 +311,7 @@ impl Fault<'_> {
             let seen = load.seen.lock().unwrap();
             ledger::slow_limit(&seen, load.settled_at, begin)
         };
-        load.wait_until_well(Instant::now(), slow.max(Duration::from_secs(2)));
+        load.wait_until_well(Instant::now(), slow.max(ledger::SLOW_MAX));
     }
 
     /// When it was injected.
