@@ -1,6 +1,9 @@
-//! Operator ↔ supervisor, over `run/admin.sock`: one request, one reply.
+//! Operator ↔ supervisor, over `run/admin.sock`: one request, one reply; to an upgrade, lines of progress before it.
+//!
+//! The operator's command may be of another build than the server, so requests and replies are only ever added, at the end.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +23,11 @@ pub enum Request {
     Reload,
     /// Send agents elsewhere.
     Drain(Drain),
+    /// Give everything to a new supervisor and end.
+    Upgrade {
+        /// The program to start, absolute; `None` for what stands at the server's own path now.
+        binary: Option<PathBuf>,
+    },
 }
 
 impl Message for Request {
@@ -62,10 +70,25 @@ pub enum Reply {
         /// What happens now.
         text: String,
     },
+    /// To upgrade: a line for people; more follows.
+    Progress(String),
+    /// To upgrade: done. The old supervisor ends when its agents are served.
+    Upgraded(Upgraded),
 }
 
 impl Message for Reply {
     const KIND: Kind = Kind::AdminReply;
+}
+
+/// What an upgrade has made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// The supervisor that serves now.
+    pub pid: u32,
+    /// Its build.
+    pub build: String,
+    /// The supervisor that ends.
+    pub old_pid: u32,
 }
 
 /// What a reload has changed.

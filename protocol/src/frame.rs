@@ -43,10 +43,14 @@ pub enum Kind {
     AdminRequest = 7,
     /// [`crate::admin::Reply`]
     AdminReply = 8,
+    /// [`crate::upgrade::FromOld`]
+    FromOld = 9,
+    /// [`crate::upgrade::FromNew`]
+    FromNew = 10,
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Hello,
         Self::HelloReply,
         Self::FromWorker,
@@ -55,13 +59,20 @@ impl Kind {
         Self::FromChild,
         Self::AdminRequest,
         Self::AdminReply,
+        Self::FromOld,
+        Self::FromNew,
     ];
 
     /// Whether messages of this kind come before it is known what the peer speaks: greetings, and what operators' commands
-    /// say, which may be of another build than the server. Their frames are read whatever version stands in them.
+    /// and two supervisors say, which may be of other builds. Their frames are read whatever version stands in them.
     fn is_for_any_build(self) -> bool {
         match self {
-            Self::Hello | Self::HelloReply | Self::AdminRequest | Self::AdminReply => true,
+            Self::Hello
+            | Self::HelloReply
+            | Self::AdminRequest
+            | Self::AdminReply
+            | Self::FromOld
+            | Self::FromNew => true,
             Self::FromWorker | Self::FromControl | Self::ToChild | Self::FromChild => false,
         }
     }

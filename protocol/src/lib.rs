@@ -31,6 +31,7 @@ pub mod stats;
 pub mod tickets;
 mod tls_stats;
 pub mod trusted_proxies;
+pub mod upgrade;
 pub mod weight;
 #[cfg(test)]
 mod wire_tests;

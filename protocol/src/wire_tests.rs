@@ -21,6 +21,8 @@ use crate::ids::{
 use crate::link::{Batch, BatchKind, BatchReply, Credit, FromControl, FromWorker};
 use crate::reject::Reject;
 use crate::secret::Secret;
+use crate::tickets::{TicketKey, TicketKeys};
+use crate::upgrade::{Estate, FromNew, FromOld, Item, ItemKind, Prepared};
 
 const GOLDEN: &str = include_str!("wire.golden");
 
@@ -228,7 +230,80 @@ fn lines() -> Lines {
     lines.add("stopping", &admin::Reply::Stopping { pid: 70_000 });
     let (reason, code) = ("why".to_owned(), 69);
     lines.add("error", &admin::Reply::Error { reason, code });
+    add_upgrade(&mut lines);
     lines
+}
+
+fn add_upgrade(lines: &mut Lines) {
+    let binary = Some("/usr/bin/new".into());
+    lines.add("ask upgrade", &admin::Request::Upgrade { binary });
+    lines.add("progress", &admin::Reply::Progress("line".into()));
+    let upgraded = admin::Upgraded {
+        pid: 2,
+        build: "1.2.3".into(),
+        old_pid: 1,
+    };
+    lines.add("upgraded", &admin::Reply::Upgraded(upgraded));
+    let prepared = Prepared {
+        version_min: 2,
+        version_max: 3,
+        build: "1.2.3".into(),
+        state_dir: "/var/lib/x".into(),
+    };
+    let (reason, code) = ("why".to_owned(), 78);
+    let from_new = [
+        FromNew::Prepared(prepared),
+        FromNew::Refused { reason, code },
+        FromNew::Took { count: 64 },
+        FromNew::Holds { count: 300 },
+        FromNew::ControlStarted { pid: 70_000 },
+        FromNew::ControlReady,
+        FromNew::SlotReady { slot: 1 },
+        FromNew::Serves,
+    ];
+    for (index, message) in from_new.into_iter().enumerate() {
+        lines.add(&format!("new {index}"), &message);
+    }
+    let kinds = [
+        ItemKind::Lock,
+        ItemKind::Link,
+        ItemKind::Tunnel,
+        ItemKind::Operator,
+        ItemKind::Admin,
+        ItemKind::Agents,
+        ItemKind::DnsUdp,
+        ItemKind::DnsTcp,
+        ItemKind::AgentCheck,
+    ];
+    let item = |kind| Item {
+        kind,
+        address: (kind == ItemKind::Agents).then(|| "192.0.2.1:0".parse().unwrap()),
+        slot: (kind == ItemKind::Agents).then_some(3),
+    };
+    let key = |byte: u8| TicketKey::new([byte; 16], [byte; 32]);
+    let estate = Estate {
+        count: 9,
+        generation: Generation(1),
+        slots: 4,
+        control_pid: Some(70_001),
+        tickets: TicketKeys {
+            previous: key(1),
+            current: key(2),
+            next: key(3),
+        },
+        tickets_age_s: 60,
+        tls_digest: [5; 32],
+    };
+    let from_old = [
+        FromOld::Hand(kinds.map(item).into()),
+        FromOld::Estate(Box::new(estate)),
+        FromOld::StartControl,
+        FromOld::StartSlot { slot: 1 },
+        FromOld::Commit,
+    ];
+    for (index, message) in from_old.into_iter().enumerate() {
+        lines.add(&format!("old {index}"), &message);
+    }
 }
 
 #[test]

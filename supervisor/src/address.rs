@@ -106,6 +106,15 @@ impl Address {
         }
     }
 
+    /// Bound by the supervisor before this one, and claimed if it is to be.
+    pub(crate) fn adopt(wanted: Wanted, group: Group, now: Duration) -> Self {
+        Self {
+            is_claim_due: false,
+            group: Some(group),
+            ..Self::new(wanted, now)
+        }
+    }
+
     /// As bound, or as wanted until then.
     pub(crate) fn address(&self) -> SocketAddr {
         self.group

@@ -15,12 +15,14 @@ use fleet_protocol::config::Config;
 use fleet_protocol::networks::Networks;
 use fleet_protocol::slot;
 use fleet_protocol::stats::WorkerStats;
+use fleet_protocol::upgrade::{Item, ItemKind};
 use ipnet::IpNet;
 
 use crate::address::{Address, Counts};
 use crate::exit::Failure;
 use crate::listener::{Group, Slots};
 use crate::local_addresses::LocalAddresses;
+use crate::upgrade::Inheritance;
 use crate::wanted::Wanted;
 
 /// Added to the time that resolvers remember a name, before a withdrawn address stops to listen.
@@ -115,6 +117,93 @@ impl Addresses {
             slots,
             notice: notice(config),
         })
+    }
+
+    /// Takes over what the supervisor before this one listens on. What is wanted beside that is bound later; to want less
+    /// is refused, because those who were told of an address need time to learn better.
+    pub(crate) fn adopt(
+        config: &Config,
+        wanted: Vec<Wanted>,
+        slots: u16,
+        inherited: &mut Inheritance,
+    ) -> Result<Self, Failure> {
+        let now = Duration::ZERO;
+        let mut list = Vec::new();
+        let mut is_open = vec![false; usize::from(slots)];
+        for wanted in wanted {
+            let sockets = inherited.take_group(wanted.address);
+            for (slot, _) in &sockets {
+                if let Some(is_open) = is_open.get_mut(*slot) {
+                    *is_open = true;
+                }
+            }
+            let group = Group::adopt(sockets).map_err(|error| {
+                Failure::fatal(format!(
+                    "the socket of {} is of no use: {error}",
+                    wanted.address
+                ))
+            })?;
+            list.push(match group {
+                Some(group) => Address::adopt(wanted, group, now),
+                None => Address::new(wanted, now),
+            });
+        }
+        if let Some(address) = inherited.left().first() {
+            return Err(Failure::config(format!(
+                "server.address lacks {address}, which is served now; withdraw it first: fleet-supervisor reload"
+            )));
+        }
+        if list.iter().all(|address| address.group.is_none()) {
+            return Err(Failure::fatal("no listener was handed over"));
+        }
+        Ok(Self {
+            list,
+            unclaimed: Vec::new(),
+            slots: Slots {
+                is_open,
+                weights: Vec::new(),
+                backlog: i32::try_from(config.server.backlog).unwrap_or(i32::MAX),
+            },
+            notice: notice(config),
+        })
+    }
+
+    /// Every listener by its identity, those of an address in the kernel's order, to hand over.
+    pub(crate) fn items(&self) -> io::Result<Vec<(Item, OwnedFd)>> {
+        let mut items = Vec::new();
+        for of in &self.list {
+            let Some(group) = &of.group else {
+                continue;
+            };
+            for slot in group.slots() {
+                let Some(fd) = group.duplicate(slot)? else {
+                    continue;
+                };
+                let item = Item {
+                    kind: ItemKind::Agents,
+                    address: Some(of.wanted.address),
+                    slot: u16::try_from(slot).ok(),
+                };
+                items.push((item, fd));
+            }
+        }
+        Ok(items)
+    }
+
+    /// How many slots there are, with those that do not listen.
+    pub(crate) fn slots(&self) -> u16 {
+        u16::try_from(self.slots.is_open.len()).unwrap_or(u16::MAX)
+    }
+
+    /// Whether a slot listens.
+    pub(crate) fn is_open(&self, slot: u16) -> bool {
+        let is_open = self.slots.is_open.get(usize::from(slot));
+        is_open.is_some_and(|is_open| *is_open)
+    }
+
+    /// Whether an address is about to be closed.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.list.iter().any(|of| !of.is_wanted())
     }
 
     /// Addresses that are wanted, in order, as bound where they are.

@@ -1,4 +1,4 @@
-//! `run/admin.sock`: one request and one reply a connection, for our own user and root alone.
+//! `run/admin.sock`: one request and its reply a connection, for our own user and root alone.
 //!
 //! Invariants: a bounded number of connections, each with a deadline; the request itself is answered by the supervisor's
 //! loop, which owns all state.
@@ -16,17 +16,19 @@ use fleet_protocol::limits::HELLO_DEADLINE;
 use nix::unistd::Uid;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 
 const CONNECTIONS_MAX: usize = 16;
+/// Lines of progress and the reply that wait to be written; a line that finds no room is left out.
+pub(crate) const REPLIES_MAX: usize = 64;
 
 /// A request on its way to the loop.
 #[derive(Debug)]
 pub(crate) struct Ask {
     /// What is asked.
     pub(crate) request: Request,
-    /// Where the reply goes.
-    pub(crate) reply: oneshot::Sender<Reply>,
+    /// Where the reply goes, after lines of progress if there are any.
+    pub(crate) reply: mpsc::Sender<Reply>,
 }
 
 /// Serves until the process ends.
@@ -67,12 +69,13 @@ async fn answer(mut stream: UnixStream, asks: mpsc::Sender<Ask>) -> anyhow::Resu
         return Ok(());
     };
     let is_stop = request == Request::Stop;
-    let (reply, replied) = oneshot::channel();
+    let (reply, mut replies) = mpsc::channel(REPLIES_MAX);
     asks.send(Ask { request, reply }).await?;
-    let reply = replied.await?;
-    let mut out = BytesMut::new();
-    frame::encode(&reply, &mut out)?;
-    tokio::time::timeout(HELLO_DEADLINE, stream.write_all(&out)).await??;
+    while let Some(reply) = replies.recv().await {
+        let mut out = BytesMut::new();
+        frame::encode(&reply, &mut out)?;
+        tokio::time::timeout(HELLO_DEADLINE, stream.write_all(&out)).await??;
+    }
     if is_stop {
         // The end of the connection tells the asker that this process has ended, or the asker leaves.
         let _ = stream.read(&mut [0; 1]).await;

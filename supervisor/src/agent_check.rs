@@ -3,20 +3,25 @@
 //! The port stays open until the end of the drain, since to HAProxy only the agent takes back what the agent said, and a
 //! connection that fails changes nothing.
 
+use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fleet_protocol::config::AgentCheck as Options;
 use fleet_protocol::slot::Gateway;
+use fleet_protocol::upgrade::{Item, ItemKind};
 use fleet_protocol::weight::Standing;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::exit::Failure;
-use crate::spread::bind_tcp;
+use crate::spread::{bind_tcp, item};
+use crate::upgrade::Inheritance;
 
 /// Connections at once; more wait in the backlog.
 const CONNECTIONS_MAX: usize = 64;
@@ -30,6 +35,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The port, bound.
 #[derive(Debug)]
 pub(crate) struct AgentCheck {
+    address: SocketAddr,
     listener: StdTcpListener,
     connections_per_worker_max: u32,
 }
@@ -38,6 +44,7 @@ pub(crate) struct AgentCheck {
 pub(crate) fn open(
     options: &Options,
     connections_per_worker_max: u32,
+    inherited: &mut Inheritance,
 ) -> Result<Option<AgentCheck>, Failure> {
     const OPTION: &str = "addresses.agent_check.listen";
     if options.listen.is_empty() {
@@ -48,17 +55,24 @@ pub(crate) fn open(
         .parse()
         .map_err(|_| Failure::config(format!("{OPTION}: {:?} is not IP:port", options.listen)))?;
     Ok(Some(AgentCheck {
-        listener: bind_tcp(address, OPTION)?,
+        address,
+        listener: bind_tcp(address, ItemKind::AgentCheck, OPTION, inherited)?,
         connections_per_worker_max,
     }))
 }
 
 impl AgentCheck {
-    /// Answers until the runtime ends.
-    pub(crate) fn run(self, gateway: watch::Receiver<Arc<Gateway>>) {
+    /// Its socket by its identity.
+    pub(crate) fn item(&self) -> io::Result<(Item, OwnedFd)> {
+        let fd = self.listener.try_clone()?.into();
+        Ok((item(ItemKind::AgentCheck, self.address), fd))
+    }
+
+    /// Answers until the tasks end.
+    pub(crate) fn run(self, gateway: watch::Receiver<Arc<Gateway>>, tasks: &mut JoinSet<()>) {
         match TcpListener::from_std(self.listener) {
             Ok(listener) => {
-                tokio::spawn(serve(listener, self.connections_per_worker_max, gateway));
+                tasks.spawn(serve(listener, self.connections_per_worker_max, gateway));
             }
             Err(error) => tracing::error!(%error, "the agent-check port is lost"),
         }
@@ -163,11 +177,17 @@ mod tests {
     fn a_port_that_cannot_be_had_is_one_sentence() {
         let taken = StdTcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let listen = taken.local_addr().unwrap().to_string();
-        let failure = open(&Options { listen }, 1).unwrap_err().to_string();
+        let failure = open(&Options { listen }, 1, &mut Inheritance::default())
+            .unwrap_err()
+            .to_string();
         assert!(
             failure.contains("taken by pid") && failure.contains("addresses.agent_check.listen"),
             "{failure}"
         );
-        assert!(open(&Options::default(), 1).unwrap().is_none());
+        assert!(
+            open(&Options::default(), 1, &mut Inheritance::default())
+                .unwrap()
+                .is_none()
+        );
     }
 }

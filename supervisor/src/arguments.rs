@@ -74,6 +74,12 @@ pub(crate) enum Command {
         #[arg(long, conflicts_with = "slot")]
         cancel: bool,
     },
+    /// Give everything to a new supervisor, of this or another build, without a connection lost
+    Upgrade {
+        /// The program to start [default: what stands at the server's own path now]
+        #[arg(long, value_name = "PATH")]
+        binary: Option<PathBuf>,
+    },
     /// Show processes, addresses and what they depend on
     Status {
         /// Print JSON

@@ -17,6 +17,17 @@ const REPLY_LIMIT: Duration = Duration::from_secs(5);
 
 /// Asks, and gives the reply with the connection that it came on.
 pub(crate) fn ask(state_dir: &Path, request: &Request) -> Result<(Reply, UnixStream), Failure> {
+    ask_within(state_dir, request, REPLY_LIMIT, |_| {})
+}
+
+/// Asks something that takes time: waits at most `limit` for each line of progress, which goes to `report`, and for the
+/// reply.
+pub(crate) fn ask_within(
+    state_dir: &Path,
+    request: &Request,
+    limit: Duration,
+    report: impl FnMut(&str),
+) -> Result<(Reply, UnixStream), Failure> {
     let path = run_path(state_dir, "admin.sock");
     let mut stream = UnixStream::connect(&path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -34,7 +45,7 @@ pub(crate) fn ask(state_dir: &Path, request: &Request) -> Result<(Reply, UnixStr
             path.display()
         )),
     })?;
-    let reply = exchange(&mut stream, request).map_err(|error| {
+    let reply = exchange(&mut stream, request, limit, report).map_err(|error| {
         Failure::unavailable(format!(
             "the server on {} does not answer: {error}",
             state_dir.display()
@@ -46,8 +57,13 @@ pub(crate) fn ask(state_dir: &Path, request: &Request) -> Result<(Reply, UnixStr
     Ok((reply, stream))
 }
 
-fn exchange(stream: &mut UnixStream, request: &Request) -> anyhow::Result<Reply> {
-    stream.set_read_timeout(Some(REPLY_LIMIT))?;
+fn exchange(
+    stream: &mut UnixStream,
+    request: &Request,
+    limit: Duration,
+    mut report: impl FnMut(&str),
+) -> anyhow::Result<Reply> {
+    stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(REPLY_LIMIT))?;
     let mut out = BytesMut::new();
     frame::encode(request, &mut out)?;
@@ -55,8 +71,13 @@ fn exchange(stream: &mut UnixStream, request: &Request) -> anyhow::Result<Reply>
     let (mut decoder, mut input, mut chunk) =
         (Decoder::default(), BytesMut::new(), vec![0; 64 << 10]);
     loop {
-        if let Some(reply) = decoder.decode(&mut input)? {
-            return Ok(reply);
+        match decoder.decode(&mut input)? {
+            Some(Reply::Progress(line)) => {
+                report(&line);
+                continue;
+            }
+            Some(reply) => return Ok(reply),
+            None => {}
         }
         let bytes = stream.read(&mut chunk)?;
         if bytes == 0 {

@@ -71,6 +71,14 @@ impl Claims {
         Ok(claims)
     }
 
+    /// Takes over what the supervisor before this one added, which has noted it and adds no more.
+    pub(crate) fn adopt(config: &config::Claim, state_dir: &Path) -> Result<Self, Failure> {
+        Ok(Self {
+            interface: config.interface.clone(),
+            record: Record::open(state_dir)?,
+        })
+    }
+
     /// Adds what is not there yet, and gives an outcome for each address, in order. May be called again at any time,
     /// for those that were refused or have vanished. Takes at most 11 s, and 1.1 s when the kernel answers.
     pub(crate) async fn take(&mut self, wanted: &[IpNet]) -> Outcomes {

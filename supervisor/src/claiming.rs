@@ -32,6 +32,20 @@ impl Claiming {
         }
     }
 
+    /// Takes no orders: another supervisor holds the addresses.
+    pub(crate) fn none() -> Self {
+        let (orders, _) = mpsc::channel(1);
+        Self {
+            orders,
+            task: tokio::spawn(async {}),
+        }
+    }
+
+    /// Leaves everything as it is, noted on disk, to whoever opens the record.
+    pub(crate) fn abandon(&mut self) {
+        self.task.abort();
+    }
+
     /// Has something done.
     pub(crate) fn order(&self, effect: Effect) {
         let _ = self.orders.try_send(effect);

@@ -8,21 +8,26 @@
 mod answer;
 mod order;
 
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::net::{TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
+use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use fleet_protocol::config::Dns;
 use fleet_protocol::slot::Gateway;
+use fleet_protocol::upgrade::{Item, ItemKind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::exit::Failure;
-use crate::spread::{bind_tcp, bind_udp, expand};
+use crate::spread::{bind_tcp, bind_udp, expand, item};
+use crate::upgrade::Inheritance;
 use answer::{Transport, Zone};
 
 /// Where it listens when it is not said.
@@ -48,12 +53,16 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Responder {
     zone: Zone,
-    udp: Vec<StdUdpSocket>,
-    tcp: Vec<StdTcpListener>,
+    udp: Vec<(SocketAddr, StdUdpSocket)>,
+    tcp: Vec<(SocketAddr, StdTcpListener)>,
 }
 
 /// Binds; `None` when no name is configured. `served` is where agents connect.
-pub(crate) fn open(dns: &Dns, served: &[SocketAddr]) -> Result<Option<Responder>, Failure> {
+pub(crate) fn open(
+    dns: &Dns,
+    served: &[SocketAddr],
+    inherited: &mut Inheritance,
+) -> Result<Option<Responder>, Failure> {
     if dns.name.is_empty() {
         return Ok(None);
     }
@@ -65,8 +74,10 @@ pub(crate) fn open(dns: &Dns, served: &[SocketAddr]) -> Result<Option<Responder>
         tcp: Vec::new(),
     };
     for address in listen_addresses(dns, served)? {
-        responder.tcp.push(bind_tcp(address, OPTION)?);
-        responder.udp.push(bind_udp(address, OPTION)?);
+        let tcp = bind_tcp(address, ItemKind::DnsTcp, OPTION, inherited)?;
+        responder.tcp.push((address, tcp));
+        let udp = bind_udp(address, ItemKind::DnsUdp, OPTION, inherited)?;
+        responder.udp.push((address, udp));
     }
     Ok(Some(responder))
 }
@@ -95,21 +106,34 @@ fn listen_addresses(dns: &Dns, served: &[SocketAddr]) -> Result<Vec<SocketAddr>,
 }
 
 impl Responder {
-    /// Answers until the runtime ends.
-    pub(crate) fn run(self, gateway: &watch::Receiver<Arc<Gateway>>) {
+    /// Adds its sockets by their identity.
+    pub(crate) fn add_items(&self, items: &mut Vec<(Item, OwnedFd)>) -> io::Result<()> {
+        for (address, socket) in &self.udp {
+            let fd = socket.try_clone()?.into();
+            items.push((item(ItemKind::DnsUdp, *address), fd));
+        }
+        for (address, listener) in &self.tcp {
+            let fd = listener.try_clone()?.into();
+            items.push((item(ItemKind::DnsTcp, *address), fd));
+        }
+        Ok(())
+    }
+
+    /// Answers until the tasks end.
+    pub(crate) fn run(self, gateway: &watch::Receiver<Arc<Gateway>>, tasks: &mut JoinSet<()>) {
         let zone = Arc::new(self.zone);
-        for socket in self.udp {
+        for (_, socket) in self.udp {
             match UdpSocket::from_std(socket) {
                 Ok(socket) => {
-                    tokio::spawn(serve_udp(socket, Arc::clone(&zone), gateway.clone()));
+                    tasks.spawn(serve_udp(socket, Arc::clone(&zone), gateway.clone()));
                 }
                 Err(error) => tracing::error!(%error, "a DNS socket is lost"),
             }
         }
-        for listener in self.tcp {
+        for (_, listener) in self.tcp {
             match TcpListener::from_std(listener) {
                 Ok(listener) => {
-                    tokio::spawn(serve_tcp(listener, Arc::clone(&zone), gateway.clone()));
+                    tasks.spawn(serve_tcp(listener, Arc::clone(&zone), gateway.clone()));
                 }
                 Err(error) => tracing::error!(%error, "a DNS listener is lost"),
             }

@@ -72,6 +72,42 @@ impl Group {
         })
     }
 
+    /// Takes sockets that listen already, of slots in the order in which they stand in the kernel's group. `None` without any.
+    pub(crate) fn adopt(handed: Vec<(usize, OwnedFd)>) -> io::Result<Option<Self>> {
+        let mut sockets = Vec::new();
+        let mut order = Vec::new();
+        for (slot, fd) in handed {
+            if sockets.len() <= slot {
+                sockets.resize_with(slot + 1, || None);
+            }
+            if let Some(place) = sockets.get_mut(slot) {
+                *place = Some(Socket::from(fd));
+                order.push(Member::Slot(slot));
+            }
+        }
+        let Some(first) = sockets.iter().flatten().next() else {
+            return Ok(None);
+        };
+        let address = first.local_addr()?.as_socket();
+        let address = address.ok_or_else(|| io::Error::other("not a socket of the network"))?;
+        Ok(Some(Self {
+            address,
+            sockets,
+            order,
+            steered: None,
+            is_steered: false,
+        }))
+    }
+
+    /// The slots that listen, in the kernel's order.
+    pub(crate) fn slots(&self) -> Vec<usize> {
+        let slots = self.order.iter().filter_map(|member| match member {
+            Member::Slot(slot) => Some(*slot),
+            Member::Foreign(_) => None,
+        });
+        slots.collect()
+    }
+
     /// Lets those listen that shall and do not, and steers. Does nothing when all is as it shall be.
     pub(crate) fn listen(&mut self, slots: &Slots) -> io::Result<()> {
         let open = (0..).zip(&slots.is_open).filter(|(_, is_open)| **is_open);

@@ -7,10 +7,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use fleet_protocol::upgrade::ItemKind;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::exit::Failure;
 use crate::state_dir::StateDir;
+use crate::upgrade::Inheritance;
 
 /// Workers and operators that may wait while control restarts.
 const LOCAL_BACKLOG: i32 = 1024;
@@ -46,6 +48,27 @@ impl LocalListeners {
             operator: bind("operator.sock")?,
             admin: bind("admin.sock")?,
         })
+    }
+
+    /// Takes all four from the supervisor before us; `None` when one is missing.
+    pub(crate) fn adopt(inherited: &mut Inheritance) -> Option<Self> {
+        let mut take = |kind| inherited.take(kind).map(Socket::from);
+        Some(Self {
+            link: take(ItemKind::Link)?,
+            tunnel: take(ItemKind::Tunnel)?,
+            operator: take(ItemKind::Operator)?,
+            admin: take(ItemKind::Admin)?,
+        })
+    }
+
+    /// All four, to hand over.
+    pub(crate) fn items(&self) -> [(ItemKind, &Socket); 4] {
+        [
+            (ItemKind::Link, &self.link),
+            (ItemKind::Tunnel, &self.tunnel),
+            (ItemKind::Operator, &self.operator),
+            (ItemKind::Admin, &self.admin),
+        ]
     }
 
     /// What control inherits, in the order link, tunnel, operator.

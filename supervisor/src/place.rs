@@ -11,7 +11,7 @@ use fleet_protocol::slot::{
 };
 use fleet_protocol::stats::{ControlStats, WorkerStats};
 
-use crate::addresses::{Addresses, Given};
+use crate::addresses::{Addresses, Change, Given};
 use crate::process::{Child, ChildId};
 use crate::rate::Rate;
 use crate::slot::{Policy, Slot};
@@ -60,6 +60,8 @@ pub(crate) struct Place {
     reloads: u64,
     /// Limits that the process has been told of.
     limits: Option<SlotLimits>,
+    /// It accepts nothing for now.
+    is_resting: bool,
     launches: u64,
     worker: WorkerStats,
     control: ControlStats,
@@ -85,6 +87,7 @@ impl Place {
             sandbox: None,
             reloads: 0,
             limits: None,
+            is_resting: false,
             launches: 0,
             worker: WorkerStats::default(),
             control: ControlStats::default(),
@@ -130,6 +133,12 @@ impl Place {
         self.child.as_ref().is_some_and(|child| child.tell(message))
     }
 
+    /// Has a worker accept nothing, or everything again; [`Self::update_listeners`] tells it. What its listeners hold waits
+    /// for others who accept on them.
+    pub(crate) fn rest(&mut self, is_resting: bool) {
+        self.is_resting = is_resting;
+    }
+
     /// Brings a worker's listeners up to date. What it cannot be told now it is told the next time.
     pub(crate) fn update_listeners(&mut self, addresses: &Addresses) {
         let (Role::Worker(slot), Some(child)) = (self.role, &self.child) else {
@@ -139,7 +148,15 @@ impl Place {
         if self.slot.state() != SlotState::Ready {
             return;
         }
-        let change = match addresses.change(usize::from(slot.0), &self.given) {
+        let change = if self.is_resting {
+            Ok(Change {
+                listen: Vec::new(),
+                withdraw: self.given.keys().copied().collect(),
+            })
+        } else {
+            addresses.change(usize::from(slot.0), &self.given)
+        };
+        let change = match change {
             Ok(change) => change,
             Err(error) => {
                 tracing::error!(%error, "worker {slot} cannot be given its listeners");

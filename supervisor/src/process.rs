@@ -25,6 +25,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
+use crate::notify;
+
 /// Messages that wait to be written to one child.
 const OUTBOX_MESSAGES_MAX: usize = 16;
 /// A child that closed its channel is killed when it has not ended by then.
@@ -148,6 +150,9 @@ impl Launcher {
             .process_group(0);
         for key in Config::keys().iter().filter(|key| key.is_secret()) {
             command.env_remove(key.variable());
+        }
+        for variable in notify::VARIABLES {
+            command.env_remove(variable);
         }
         crate::sys::bequeath(&mut command, OwnedFd::from(theirs), keep);
         let process = command.spawn()?;

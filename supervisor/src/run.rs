@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, OsString};
 use std::io::{IsTerminal as _, Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use fleet_protocol::ids::SlotIndex;
 use fleet_protocol::limits::DRAIN_DEADLINE;
 
 use crate::arguments::{self, Command, ConfigCommand, Invocation, JournalCommand};
-use crate::ask::ask;
+use crate::ask::{ask, ask_within};
 use crate::exit::{self, Failure};
 use crate::settings::{self, Settings, Sources};
 use crate::{
@@ -24,6 +24,8 @@ use crate::{
 const STOP_LIMIT: Duration = DRAIN_DEADLINE
     .saturating_add(supervisor::ANNOUNCE_MAX)
     .saturating_add(Duration::from_secs(20));
+/// Longest wait between two lines of an upgrade.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(90);
 /// Columns of a table when the output is no terminal that says its own.
 const WIDTH: u16 = 100;
 
@@ -67,6 +69,7 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
             };
             drain(&client_dir(&settings()?), what)?;
         }
+        Command::Upgrade { binary } => upgrade(&client_dir(&settings()?), binary)?,
         Command::Status { json, watch } => show(&client_dir(&settings()?), json, watch)?,
         Command::Config(ConfigCommand::Check) => {
             let found = settings()?;
@@ -209,6 +212,31 @@ fn drain(state_dir: &Path, what: Drain) -> Result<(), Failure> {
         ));
     };
     println!("{text}");
+    Ok(())
+}
+
+fn upgrade(state_dir: &Path, binary: Option<PathBuf>) -> Result<(), Failure> {
+    let binary = binary
+        .map(|path| {
+            path.canonicalize()
+                .map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
+        })
+        .transpose()?;
+    let request = Request::Upgrade { binary };
+    let report = |line: &str| print(&format!("{line}\n"));
+    let (Reply::Upgraded(upgraded), _) = ask_within(state_dir, &request, UPGRADE_LIMIT, report)?
+    else {
+        return Err(Failure::unavailable(
+            "the server gave an answer that is none",
+        ));
+    };
+    print(&format!(
+        "Upgraded: pid {} serves, build {}; pid {} ends within {} s, when its agents are served.\n",
+        upgraded.pid,
+        upgraded.build,
+        upgraded.old_pid,
+        DRAIN_DEADLINE.as_secs()
+    ));
     Ok(())
 }
 

@@ -1,13 +1,16 @@
 //! Everything that is decided before the first child starts, and what each child is told first.
 
-use std::os::fd::RawFd;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
 
 use anyhow::Context as _;
+use aws_lc_rs::digest;
 use fleet_protocol::config::Config;
 use fleet_protocol::ids::Generation;
 use fleet_protocol::limits::Allowed;
 use fleet_protocol::secret::Secret;
 use fleet_protocol::slot::{Reload, SettingView, StartControl, StartTls, StartWorker, ToChild};
+use fleet_protocol::upgrade::{Item, ItemKind};
 
 use crate::addresses::Addresses;
 use crate::descriptors;
@@ -57,6 +60,8 @@ pub(crate) struct Setup {
     pub(crate) cpus: Vec<u16>,
     /// How many.
     pub(crate) workers: u16,
+    /// Counts the supervisors of a chain of upgrades.
+    pub(crate) generation: Generation,
     /// `https` or `http`.
     pub(crate) scheme: &'static str,
     /// How the kernel's settings stood at start.
@@ -77,7 +82,7 @@ impl Setup {
                 let turn = usize::from(slot.0).checked_rem(self.cpus.len());
                 ToChild::StartWorker(Box::new(StartWorker {
                     slot,
-                    generation: Generation(0),
+                    generation: self.generation,
                     cpu: turn.and_then(|index| self.cpus.get(index)).copied(),
                     listeners,
                     tls: self.start_tls(),
@@ -92,7 +97,7 @@ impl Setup {
                 keep.extend(fds);
                 let [link_fd, tunnel_fd, operator_fd] = fds;
                 ToChild::StartControl(Box::new(StartControl {
-                    generation: Generation(0),
+                    generation: self.generation,
                     link_fd,
                     tunnel_fd,
                     operator_fd,
@@ -137,6 +142,40 @@ impl Setup {
     /// What the workers together may take in.
     pub(crate) fn allowed(&self) -> Allowed {
         Allowed::of(&self.worker_config(), self.workers)
+    }
+
+    /// Every descriptor that another supervisor needs, by its identity; without those of [`Spread`].
+    pub(crate) fn items(&self) -> io::Result<Vec<(Item, OwnedFd)>> {
+        let plain = |kind| Item {
+            kind,
+            address: None,
+            slot: None,
+        };
+        let mut items = vec![(plain(ItemKind::Lock), self.state.lock_duplicate()?)];
+        for (kind, socket) in self.local.items() {
+            items.push((plain(kind), socket.try_clone()?.into()));
+        }
+        items.extend(self.addresses.items()?);
+        Ok(items)
+    }
+
+    /// Names what session tickets stand for: another digest, and the old keys must open nothing.
+    pub(crate) fn tls_digest(&self) -> [u8; 32] {
+        let credentials = &self.renewal.credentials;
+        let parts = (
+            credentials.tls(),
+            &credentials.client_trust,
+            &self.config.tls,
+        );
+        let text = serde_json::to_vec(&parts).unwrap_or_default();
+        let mut digest = [0; 32];
+        for (byte, of) in digest
+            .iter_mut()
+            .zip(digest::digest(&digest::SHA256, &text).as_ref())
+        {
+            *byte = *of;
+        }
+        digest
     }
 
     /// `https://IP:port`, one for each address that is wanted.

@@ -363,6 +363,12 @@ impl Slot {
         Action::Park { reason }
     }
 
+    /// The time from the start of the last process to its first word; 0 while there was none.
+    pub fn time_to_ready(&self) -> Duration {
+        self.ready_at
+            .map_or(Duration::ZERO, |at| at.saturating_sub(self.launched_at))
+    }
+
     /// What it is doing.
     pub fn state(&self) -> SlotState {
         self.state

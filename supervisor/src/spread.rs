@@ -5,14 +5,18 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use fleet_protocol::config::Config;
 use fleet_protocol::slot::Gateway;
+use fleet_protocol::upgrade::{Item, ItemKind};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::exit::Failure;
+use crate::upgrade::Inheritance;
 use crate::{agent_check, dns, machine, port_owner};
 
 /// Connections that may wait to be accepted.
@@ -31,23 +35,48 @@ pub(crate) fn open(
     config: &Config,
     addresses: &[SocketAddr],
     connections_per_worker: u32,
+    inherited: &mut Inheritance,
 ) -> Result<Spread, Failure> {
-    let agent_check = agent_check::open(&config.addresses.agent_check, connections_per_worker)?;
+    let options = &config.addresses.agent_check;
+    let agent_check = agent_check::open(options, connections_per_worker, inherited)?;
     Ok(Spread {
-        dns: dns::open(&config.addresses.dns, addresses)?,
+        dns: dns::open(&config.addresses.dns, addresses, inherited)?,
         agent_check,
     })
 }
 
 impl Spread {
-    /// Starts the tasks; they end with the runtime, hence after the drain. Must be called within a runtime.
-    pub(crate) fn run(self, gateway: &watch::Receiver<Arc<Gateway>>) {
+    /// Starts the tasks; they end with what is given back, hence after the drain. Must be called within a runtime.
+    pub(crate) fn run(self, gateway: &watch::Receiver<Arc<Gateway>>) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
         if let Some(responder) = self.dns {
-            responder.run(gateway);
+            responder.run(gateway, &mut tasks);
         }
         if let Some(agent_check) = self.agent_check {
-            agent_check.run(gateway.clone());
+            agent_check.run(gateway.clone(), &mut tasks);
         }
+        tasks
+    }
+
+    /// Every socket by its identity, to hand over later.
+    pub(crate) fn items(&self) -> io::Result<Vec<(Item, OwnedFd)>> {
+        let mut items = Vec::new();
+        if let Some(responder) = &self.dns {
+            responder.add_items(&mut items)?;
+        }
+        if let Some(agent_check) = &self.agent_check {
+            items.push(agent_check.item()?);
+        }
+        Ok(items)
+    }
+}
+
+/// The identity of a socket that is no agents'.
+pub(crate) fn item(kind: ItemKind, address: SocketAddr) -> Item {
+    Item {
+        kind,
+        address: Some(address),
+        slot: None,
     }
 }
 
@@ -73,8 +102,16 @@ pub(crate) fn expand(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     all
 }
 
-/// A listener for the option's purpose.
-pub(crate) fn bind_tcp(address: SocketAddr, option: &str) -> Result<TcpListener, Failure> {
+/// A listener for the option's purpose: the one of the supervisor before us, or a new one.
+pub(crate) fn bind_tcp(
+    address: SocketAddr,
+    kind: ItemKind,
+    option: &str,
+    inherited: &mut Inheritance,
+) -> Result<TcpListener, Failure> {
+    if let Some(fd) = inherited.take_at(kind, address) {
+        return Ok(fd.into());
+    }
     let bound = bind(address, Type::STREAM, Protocol::TCP).and_then(|socket| {
         socket.listen(BACKLOG)?;
         Ok(socket)
@@ -88,8 +125,16 @@ pub(crate) fn bind_tcp(address: SocketAddr, option: &str) -> Result<TcpListener,
     }
 }
 
-/// A datagram socket for the option's purpose.
-pub(crate) fn bind_udp(address: SocketAddr, option: &str) -> Result<UdpSocket, Failure> {
+/// A datagram socket for the option's purpose, likewise.
+pub(crate) fn bind_udp(
+    address: SocketAddr,
+    kind: ItemKind,
+    option: &str,
+    inherited: &mut Inheritance,
+) -> Result<UdpSocket, Failure> {
+    if let Some(fd) = inherited.take_at(kind, address) {
+        return Ok(fd.into());
+    }
     match bind(address, Type::DGRAM, Protocol::UDP) {
         Ok(socket) => Ok(socket.into()),
         Err(error) => {

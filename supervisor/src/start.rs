@@ -1,10 +1,13 @@
 //! `start`: everything that is checked, made and opened before the first child, in an order in which what can be wrong
 //! is found before anything is changed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fleet_protocol::config::Config;
+use fleet_protocol::ids::Generation;
+use fleet_protocol::secret::Secret;
 use nix::sys::stat::{Mode, umask};
+use tokio::runtime::Runtime;
 
 use crate::addresses::Addresses;
 use crate::banner::Banner;
@@ -18,20 +21,69 @@ use crate::settings::Settings;
 use crate::setup::{ADDRESSES_FILE, Reread, Setup};
 use crate::signals::Signals;
 use crate::state_dir::StateDir;
+use crate::supervisor::{Beginning, Ending};
 use crate::ticket_ring::{self, TicketRing};
+use crate::upgrade::{Inheritance, heir};
 use crate::users::Users;
+use crate::wanted::Wanted;
 use crate::{
     banner, claiming, enroll_secret, log, machine, ownership, preflight, sizing, spread, state_dir,
-    supervisor, sys, tune, wanted,
+    supervisor, sys, tune, upgrade, wanted,
 };
 
-/// Serves until told to stop.
+/// Serves until told to stop, or until another supervisor serves.
 pub(crate) fn start(reread: Reread) -> Result<(), Failure> {
+    if upgrade::is_wanted() {
+        return heir::start(reread);
+    }
+    let settings = reread()?;
+    let (tune_options, config) = begin(settings)?;
+    let _span = tracing::info_span!("supervisor").entered();
+    let state = StateDir::open(&state_dir::for_start(&config))?;
+    let preflight = preflight::check(&config, state.path(), &tune_options)?;
+    let leftovers = leftovers(state.path());
+    // What stands there is of an earlier run.
+    let _ = std::fs::remove_file(state.run_path(ADDRESSES_FILE));
+    let (ending, result) = runtime()?.block_on(serve(config, state, reread, preflight));
+    clean_up(ending, &leftovers);
+    result
+}
+
+/// What stands in `STATE/run` while a server runs.
+pub(crate) fn leftovers(state_dir: &Path) -> [PathBuf; 5] {
+    [
+        ADDRESSES_FILE,
+        "control.sock",
+        "tunnel.sock",
+        "operator.sock",
+        "admin.sock",
+    ]
+    .map(|name| state_dir::run_path(state_dir, name))
+}
+
+/// Removes what is ours.
+pub(crate) fn clean_up(ending: Ending, leftovers: &[PathBuf]) {
+    if ending == Ending::Over {
+        for path in leftovers {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+pub(crate) fn runtime() -> Result<Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::fatal(format!("cannot start: {error}")))
+}
+
+/// What comes first in every supervisor. Gives how other commands find the same configuration, and that.
+pub(crate) fn begin(settings: Settings) -> Result<(String, Config), Failure> {
     let Settings {
         config,
         warnings,
         file,
-    } = reread()?;
+    } = settings;
     sys::prepare_descriptors()
         .map_err(|error| Failure::fatal(format!("cannot prepare descriptors: {error}")))?;
     // What children write is not for others; the group may read logs that are kept outside.
@@ -43,32 +95,10 @@ pub(crate) fn start(reread: Reread) -> Result<(), Failure> {
             tracing::warn!(%error, "core dumps are not off");
         }
     }
-    let _span = tracing::info_span!("supervisor").entered();
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    let state = StateDir::open(&state_dir::for_start(&config))?;
-    let tune_options = tune::options(file.as_deref(), &config);
-    let preflight = preflight::check(&config, state.path(), &tune_options)?;
-    let leftovers = [
-        ADDRESSES_FILE,
-        "control.sock",
-        "tunnel.sock",
-        "operator.sock",
-        "admin.sock",
-    ]
-    .map(|name| state.run_path(name));
-    // What stands there is of an earlier run.
-    let _ = std::fs::remove_file(state.run_path(ADDRESSES_FILE));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::fatal(format!("cannot start: {error}")))?;
-    let result = runtime.block_on(serve(config, state, reread, preflight));
-    for path in leftovers {
-        let _ = std::fs::remove_file(path);
-    }
-    result
+    Ok((tune::options(file.as_deref(), &config), config))
 }
 
 /// Claims addresses before anything is bound, and removes them after everything is closed.
@@ -77,7 +107,23 @@ async fn serve(
     state: StateDir,
     reread: Reread,
     preflight: Preflight,
-) -> Result<(), Failure> {
+) -> (Ending, Result<(), Failure>) {
+    match claim_and_set_up(config, state, reread, preflight).await {
+        Ok(Some((setup, claims, signals))) => {
+            supervisor::run(setup, signals, Beginning::Start(claims)).await
+        }
+        Ok(None) => (Ending::Over, Ok(())),
+        Err(failure) => (Ending::Over, Err(failure)),
+    }
+}
+
+/// `None` when it was asked to end meanwhile.
+async fn claim_and_set_up(
+    config: Config,
+    state: StateDir,
+    reread: Reread,
+    preflight: Preflight,
+) -> Result<Option<(Setup, Claims, Signals)>, Failure> {
     let mut claims = Claims::open(&config.addresses.claim, state.path()).await?;
     let mut signals =
         Signals::open().map_err(|error| Failure::fatal(format!("cannot take signals: {error}")))?;
@@ -89,10 +135,10 @@ async fn serve(
     let Some(claimed) = claimed else {
         tracing::info!("asked to end before anything is served");
         claims.release_all().await;
-        return Ok(());
+        return Ok(None);
     };
     match set_up(config, state, reread, preflight, &claimed) {
-        Ok(setup) => supervisor::run(setup, claims, signals).await,
+        Ok(setup) => Ok(Some((setup, claims, signals))),
         Err(failure) => {
             claims.release_all().await;
             Err(failure)
@@ -107,51 +153,100 @@ fn set_up(
     preflight: Preflight,
     claimed: &[claiming::News],
 ) -> Result<Setup, Failure> {
-    let wanted = wanted::wanted(&config)?;
-    let bound = wanted::ips(&wanted);
-    let renewal = Renewal::open(&config, state.path(), &bound)?;
-    let secret = enroll_secret::load(state.path())?;
-    let workers = sizing::workers(&config);
-    let addresses = Addresses::open(&config, wanted, workers, claimed)?;
+    let checked = Checked::read(config, state.path(), reread, preflight)?;
+    let workers = sizing::workers(&checked.config);
+    let wanted = checked.wanted.clone();
+    let addresses = Addresses::open(&checked.config, wanted, workers, claimed)?;
     let local = LocalListeners::bind(&state)?;
-    let users = Users::choose(&config, state.path())?;
-    users.report();
-    ownership::hand_over(&config, &state, &users)?;
-    let spread = spread::open(
-        &config,
-        &addresses.bound(),
-        preflight.connections_per_worker,
-    )?;
     let tickets = TicketRing::new(ticket_ring::random_key)
         .ok_or_else(|| Failure::fatal("cannot start: no random numbers"))?;
-    preflight.report();
-    renewal.credentials.report(&bound);
-    let mut setup = Setup {
-        cpus: if config.workers.pin {
-            machine::cpus()
-        } else {
-            Vec::new()
-        },
-        users,
-        scheme: if config.server.tls { "https" } else { "http" },
-        renewal,
-        tickets,
-        enroll_secret: secret,
-        connections_per_worker: preflight.connections_per_worker,
-        settings: preflight.settings,
-        workers,
-        banner: None,
-        config,
-        reread,
+    let mut setup = checked.assemble(
         state,
         addresses,
         local,
-        spread: Some(spread),
-    };
+        tickets,
+        &mut Inheritance::default(),
+    )?;
     let banner = introduce(&setup)?;
     setup.banner = (!setup.config.logging.disable_banner).then_some(banner);
     setup.write_addresses()?;
     Ok(setup)
+}
+
+/// Everything that can be wrong without a socket, found right.
+pub(crate) struct Checked {
+    pub(crate) config: Config,
+    pub(crate) wanted: Vec<Wanted>,
+    reread: Reread,
+    renewal: Renewal,
+    secret: Secret,
+    preflight: Preflight,
+}
+
+impl Checked {
+    pub(crate) fn read(
+        config: Config,
+        state_dir: &Path,
+        reread: Reread,
+        preflight: Preflight,
+    ) -> Result<Self, Failure> {
+        let wanted = wanted::wanted(&config)?;
+        let renewal = Renewal::open(&config, state_dir, &wanted::ips(&wanted))?;
+        let secret = enroll_secret::load(state_dir)?;
+        Ok(Self {
+            config,
+            wanted,
+            reread,
+            renewal,
+            secret,
+            preflight,
+        })
+    }
+
+    /// With the sockets. Those that nobody has handed over are bound.
+    pub(crate) fn assemble(
+        self,
+        state: StateDir,
+        addresses: Addresses,
+        local: LocalListeners,
+        tickets: TicketRing,
+        inherited: &mut Inheritance,
+    ) -> Result<Setup, Failure> {
+        let Self {
+            config, preflight, ..
+        } = self;
+        let connections_per_worker = preflight.connections_per_worker;
+        let users = Users::choose(&config, state.path())?;
+        users.report();
+        ownership::hand_over(&config, &state, &users)?;
+        let bound = addresses.bound();
+        let spread = spread::open(&config, &bound, connections_per_worker, inherited)?;
+        preflight.report();
+        self.renewal.credentials.report(&wanted::ips(&self.wanted));
+        Ok(Setup {
+            cpus: if config.workers.pin {
+                machine::cpus()
+            } else {
+                Vec::new()
+            },
+            users,
+            scheme: if config.server.tls { "https" } else { "http" },
+            renewal: self.renewal,
+            tickets,
+            enroll_secret: self.secret,
+            connections_per_worker,
+            settings: preflight.settings,
+            workers: addresses.slots(),
+            generation: Generation(0),
+            banner: None,
+            config,
+            reread: self.reread,
+            state,
+            addresses,
+            local,
+            spread: Some(spread),
+        })
+    }
 }
 
 /// Writes the flagfile and composes the banner.

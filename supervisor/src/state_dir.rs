@@ -1,11 +1,13 @@
 //! The state directory: where it is, that it is private, and that one supervisor alone uses it.
 //!
 //! The lock is a `flock` on `STATE/lock`. Children inherit it, so that after the supervisor's sudden death the next one
-//! waits until they have finished with the journal and the ports.
+//! waits until they have finished with the journal and the ports. It belongs to the open file and not to a process: in an
+//! upgrade the new supervisor is handed that file and holds the lock with the old one. So nobody unlocks it; it is gone
+//! when the last of them closes it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -13,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use fleet_protocol::config::Config;
 use fleet_protocol::limits::DRAIN_DEADLINE;
-use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Uid;
 
@@ -30,7 +31,7 @@ const LEFT_OVER_WAIT: Duration = DRAIN_DEADLINE.saturating_add(Duration::from_se
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
-    lock: Flock<File>,
+    lock: File,
 }
 
 /// Where `start` keeps its state.
@@ -116,6 +117,23 @@ impl StateDir {
         Ok(Self { path, lock })
     }
 
+    /// The directory at `path`, which another supervisor has locked and whose lock it has handed over.
+    pub(crate) fn adopt(path: PathBuf, lock: OwnedFd) -> io::Result<Self> {
+        let lock = File::from(lock);
+        lock.try_lock()?;
+        Ok(Self { path, lock })
+    }
+
+    /// Writes down that this process is the one that uses it.
+    pub(crate) fn own(&self) -> io::Result<()> {
+        write_owner(&self.lock)
+    }
+
+    /// A descriptor of the lock, to hand over.
+    pub(crate) fn lock_duplicate(&self) -> io::Result<OwnedFd> {
+        Ok(self.lock.try_clone()?.into())
+    }
+
     /// Absolute.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -159,7 +177,7 @@ fn make_private(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn lock(state_dir: &Path) -> Result<Flock<File>, Failure> {
+fn lock(state_dir: &Path) -> Result<File, Failure> {
     let path = state_dir.join("lock");
     let trouble =
         |error: io::Error| Failure::fatal(format!("cannot lock {}: {error}", path.display()));
@@ -173,11 +191,11 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, Failure> {
         .map_err(trouble)?;
     let deadline = Instant::now() + LEFT_OVER_WAIT;
     let mut is_told = false;
-    let mut lock = loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => break lock,
-            Err((back, Errno::EWOULDBLOCK)) => file = back,
-            Err((_, error)) => return Err(trouble(error.into())),
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(trouble(error)),
         }
         let owner = owner(&mut file);
         if let Some(pid) = owner.filter(|pid| holds(*pid, &path)) {
@@ -200,13 +218,16 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, Failure> {
             );
         }
         sleep(Duration::from_millis(50));
-    };
+    }
+    write_owner(&file).map_err(trouble)?;
+    Ok(file)
+}
+
+fn write_owner(mut lock: &File) -> io::Result<()> {
     let pid = format!("{}\n", std::process::id());
-    lock.set_len(0)
-        .and_then(|()| lock.rewind())
-        .and_then(|()| lock.write_all(pid.as_bytes()))
-        .map_err(trouble)?;
-    Ok(lock)
+    lock.set_len(0)?;
+    lock.rewind()?;
+    lock.write_all(pid.as_bytes())
 }
 
 fn owner(file: &mut File) -> Option<u32> {
@@ -285,6 +306,19 @@ mod tests {
         drop(state);
         assert!(wait_until_free(&path, Duration::ZERO));
         StateDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_was_handed_over_holds_on() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("state");
+        let old = StateDir::open(&path).unwrap();
+        let new = StateDir::adopt(path.clone(), old.lock_duplicate().unwrap()).unwrap();
+        drop(old);
+        assert!(!wait_until_free(&path, Duration::ZERO));
+        new.own().unwrap();
+        drop(new);
+        assert!(wait_until_free(&path, Duration::ZERO));
     }
 
     #[test]

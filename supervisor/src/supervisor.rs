@@ -5,10 +5,13 @@
 
 mod addresses;
 mod end;
+mod heir;
 mod limits;
 mod slots;
+mod upgrade;
 
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,22 +19,29 @@ use fleet_protocol::admin::{Reply, Request, Status};
 use fleet_protocol::ids::SlotIndex;
 use fleet_protocol::limits::STATS_INTERVAL;
 use fleet_protocol::slot::{FromChild, Gateway, SlotState, ToChild};
+use fleet_protocol::upgrade::{FromNew, Item};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep_until};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 
 use crate::addresses::Given;
 use crate::admin::{self, Ask};
 use crate::claim::Claims;
-use crate::claiming::Claiming;
+use crate::claiming::{self, Claiming};
 use crate::exit::Failure;
+use crate::notify::Notify;
 use crate::place::{Place, Role};
 use crate::process::{Heard, Launcher, News};
 use crate::setup::Setup;
 use crate::signals::Signals;
 use crate::slot::{Action, Event};
 use crate::ticket_ring;
+use crate::upgrade::channel::Channel;
+use crate::vacancy::Vacancy;
 
 pub(crate) use self::end::ANNOUNCE_MAX;
+use self::heir::Heir;
+use self::upgrade::Upgrade;
 
 const HEARD_MAX: usize = 1024;
 const ASKS_MAX: usize = 16;
@@ -41,51 +51,166 @@ const CONTROL_FIRST: Duration = Duration::from_secs(5);
 /// The banner is printed by then, even if something is still starting.
 const BANNER_BY: Duration = Duration::from_secs(10);
 
+/// How a supervisor's life begins.
+pub(crate) enum Beginning {
+    /// By itself, with what it has claimed.
+    Start(Claims),
+    /// Beside an old one.
+    Upgrade(Box<(Channel, Heritage)>),
+}
+
+/// What the old supervisor has told, beside what is in the setup.
+#[derive(Debug)]
+pub(crate) struct Heritage {
+    /// Its control process.
+    pub(crate) control_pid: Option<u32>,
+}
+
+/// How it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The server has ended.
+    Over,
+    /// Another supervisor has what this one had.
+    NotOurs,
+}
+
 /// Runs until drained. Must be called within a runtime.
-pub(crate) async fn run(setup: Setup, claims: Claims, mut signals: Signals) -> Result<(), Failure> {
+pub(crate) async fn run(
+    setup: Setup,
+    signals: Signals,
+    beginning: Beginning,
+) -> (Ending, Result<(), Failure>) {
     let trouble = |error: std::io::Error| Failure::fatal(format!("cannot start: {error}"));
-    let (heard_sender, mut heard) = mpsc::channel(HEARD_MAX);
-    let (asks_sender, mut asks) = mpsc::channel(ASKS_MAX);
-    let listener = setup.local.admin().map_err(trouble)?;
-    tokio::spawn(async move {
-        if let Err(error) = admin::serve(listener, asks_sender).await {
-            tracing::error!(%error, "the admin socket is lost; status and stop do not work");
-        }
-    });
-    let mut ticks = interval(STATS_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let launcher = Launcher::open().map_err(trouble)?;
-    let (claimed_sender, mut claimed) = mpsc::channel(CLAIMS_MAX);
-    let claiming = Claiming::start(claims, claimed_sender);
-    let mut claims_heard = Vec::new();
-    let mut supervisor = Supervisor::new(setup, launcher, claiming, heard_sender);
-    if let Some(spread) = supervisor.setup.spread.take() {
-        spread.run(&supervisor.gateway.subscribe());
-    }
-    loop {
-        supervisor.turn();
-        if supervisor.is_over() {
-            let Supervisor {
-                claiming, failure, ..
-            } = supervisor;
-            // Nobody listens any more, so the task does not wait to be heard.
-            drop(claimed);
-            claiming.end().await;
-            return failure.map_or(Ok(()), Err);
-        }
-        let due = supervisor.started + supervisor.due_at();
-        tokio::select! {
-            Some(heard) = heard.recv() => supervisor.hear(heard),
-            Some(ask) = asks.recv() => supervisor.answer(ask),
-            _ = claimed.recv_many(&mut claims_heard, CLAIMS_MAX), if !claimed.is_closed() => {
-                supervisor.hear_claims(claims_heard.drain(..));
+    let (heard_sender, heard) = mpsc::channel(HEARD_MAX);
+    let (asks_sender, asks) = mpsc::channel(ASKS_MAX);
+    let (claims_sender, claimed) = mpsc::channel(CLAIMS_MAX);
+    let launcher = match Launcher::open().map_err(trouble) {
+        Ok(launcher) => launcher,
+        Err(failure) => return (Ending::Over, Err(failure)),
+    };
+    let senders = Senders {
+        heard: heard_sender,
+        asks: asks_sender,
+        claims: claims_sender,
+    };
+    let mut supervisor = Supervisor::new(setup, launcher, senders);
+    match beginning {
+        Beginning::Start(claims) => {
+            supervisor.claiming = Claiming::start(claims, supervisor.claims_heard.clone());
+            if let Err(failure) = supervisor.open_doors() {
+                supervisor.claiming.end().await;
+                return (Ending::Over, Err(failure));
             }
-            _ = signals.terminate.recv() => supervisor.take_signal("SIGTERM"),
-            _ = signals.interrupt.recv() => supervisor.take_signal("SIGINT"),
-            _ = signals.hang_up.recv() => supervisor.take_hang_up(),
-            _ = ticks.tick() => supervisor.tick(),
-            () = sleep_until(due.into()) => {}
         }
+        Beginning::Upgrade(of) => {
+            let (channel, heritage) = *of;
+            supervisor.workers_from = Duration::ZERO;
+            supervisor.upgrade = Upgrade::Taking(Box::new(Heir::new(channel, heritage)));
+        }
+    }
+    let mut inputs = Inputs {
+        heard,
+        asks,
+        claimed,
+        signals,
+        claims_heard: Vec::new(),
+        ticks: interval(STATS_INTERVAL),
+    };
+    inputs
+        .ticks
+        .set_missed_tick_behavior(MissedTickBehavior::Delay);
+    supervisor.live(&mut inputs).await;
+    // Nobody listens any more, so the claiming task does not wait to be heard.
+    drop(inputs);
+    supervisor.end().await
+}
+
+/// The ends that tasks send to.
+struct Senders {
+    heard: mpsc::Sender<Heard>,
+    asks: mpsc::Sender<Ask>,
+    claims: mpsc::Sender<claiming::News>,
+}
+
+/// What the loop listens to.
+struct Inputs {
+    heard: mpsc::Receiver<Heard>,
+    asks: mpsc::Receiver<Ask>,
+    claimed: mpsc::Receiver<claiming::News>,
+    claims_heard: Vec<claiming::News>,
+    signals: Signals,
+    ticks: Interval,
+}
+
+impl Supervisor {
+    /// The loop. Returns when everything is over.
+    async fn live(&mut self, inputs: &mut Inputs) {
+        let Inputs {
+            heard,
+            asks,
+            claimed,
+            claims_heard,
+            signals,
+            ticks,
+        } = inputs;
+        let supervisor = self;
+        loop {
+            supervisor.turn();
+            if supervisor.is_over() {
+                return;
+            }
+            let due = supervisor.started + supervisor.due_at();
+            tokio::select! {
+                Some(heard) = heard.recv() => supervisor.hear(heard),
+                Some(ask) = asks.recv() => supervisor.answer(ask),
+                peer = supervisor.upgrade.hear() => supervisor.hear_peer(peer),
+                _ = claimed.recv_many(claims_heard, CLAIMS_MAX), if !claimed.is_closed() => {
+                    supervisor.hear_claims(claims_heard.drain(..));
+                }
+                _ = signals.terminate.recv() => supervisor.take_signal("SIGTERM"),
+                _ = signals.interrupt.recv() => supervisor.take_signal("SIGINT"),
+                _ = signals.hang_up.recv() => supervisor.take_hang_up(),
+                _ = ticks.tick() => supervisor.tick(),
+                () = sleep_until(due.into()) => {}
+            }
+        }
+    }
+
+    /// Lets go of everything.
+    async fn end(self) -> (Ending, Result<(), Failure>) {
+        let Self {
+            claiming,
+            failure,
+            upgrade,
+            ..
+        } = self;
+        match upgrade {
+            Upgrade::Refused(failure) => (Ending::NotOurs, Err(failure)),
+            Upgrade::Given(_) => (Ending::NotOurs, failure.map_or(Ok(()), Err)),
+            _ => {
+                claiming.end().await;
+                (Ending::Over, failure.map_or(Ok(()), Err))
+            }
+        }
+    }
+
+    /// Answers operators, and tells the world where agents may go.
+    fn open_doors(&mut self) -> Result<(), Failure> {
+        let trouble = |error: std::io::Error| Failure::fatal(format!("cannot start: {error}"));
+        let listener = self.setup.local.admin().map_err(trouble)?;
+        let asks = self.asks.clone();
+        let admin = tokio::spawn(async move {
+            if let Err(error) = admin::serve(listener, asks).await {
+                tracing::error!(%error, "the admin socket is lost; status and stop do not work");
+            }
+        });
+        self.admin = Some(admin.abort_handle());
+        if let Some(spread) = self.setup.spread.take() {
+            self.spread_items = spread.items().map_err(trouble)?;
+            self.spread_tasks = spread.run(&self.gateway.subscribe());
+        }
+        Ok(())
     }
 }
 
@@ -106,6 +231,20 @@ struct Supervisor {
     launcher: Launcher,
     claiming: Claiming,
     heard: mpsc::Sender<Heard>,
+    asks: mpsc::Sender<Ask>,
+    claims_heard: mpsc::Sender<claiming::News>,
+    /// Serves operators.
+    admin: Option<AbortHandle>,
+    /// Tell the world where agents may go.
+    spread_tasks: JoinSet<()>,
+    /// Their sockets, to hand over.
+    spread_items: Vec<(Item, OwnedFd)>,
+    notify: Notify,
+    /// Systemd has heard that we are ready.
+    is_announced: bool,
+    upgrade: Upgrade,
+    /// A control process that is not ours and must end before ours begins, at the latest then.
+    stranger: Option<(u32, Duration)>,
     started: Instant,
     /// Control first, then the slots in order.
     places: Vec<Place>,
@@ -129,22 +268,31 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn new(
-        mut setup: Setup,
-        launcher: Launcher,
-        claiming: Claiming,
-        heard: mpsc::Sender<Heard>,
-    ) -> Self {
+    fn new(mut setup: Setup, launcher: Launcher, senders: Senders) -> Self {
+        let Senders {
+            heard,
+            asks,
+            claims,
+        } = senders;
         let workers = (0..setup.workers).map(|slot| Role::Worker(SlotIndex(slot)));
         let roles = std::iter::once(Role::Control).chain(workers);
         Self {
             banner: setup.banner.take(),
+            places: roles.map(|role| place(role, &setup)).collect(),
             setup,
             launcher,
-            claiming,
+            claiming: Claiming::none(),
             heard,
+            asks,
+            claims_heard: claims,
+            admin: None,
+            spread_tasks: JoinSet::new(),
+            spread_items: Vec::new(),
+            notify: Notify::open(),
+            is_announced: false,
+            upgrade: Upgrade::None,
+            stranger: None,
             started: Instant::now(),
-            places: roles.map(Place::new).collect(),
             phase: Phase::Serving,
             announced_until: Duration::ZERO,
             signals: 0,
@@ -164,7 +312,9 @@ impl Supervisor {
 
     /// When the next thing is due, since the start.
     fn due_at(&self) -> Duration {
+        let now = self.now();
         let of = |place: &Place| match place.role {
+            _ if self.is_held(place, now) => None,
             Role::Worker(_) => place.slot.due_at().map(|due| due.max(self.workers_from)),
             Role::Control => place.slot.due_at(),
         };
@@ -172,8 +322,11 @@ impl Supervisor {
         let announced = (self.phase == Phase::Announced).then_some(self.announced_until);
         let dues = self.places.iter().filter_map(of);
         let dues = dues.chain(banner).chain(announced);
-        dues.min()
-            .unwrap_or_else(|| self.now() + Duration::from_secs(3600))
+        let dues = dues
+            .chain(self.upgrade.due_at(now))
+            .chain(self.stranger_due_at(now))
+            .chain(self.notify.watchdog_due_at());
+        dues.min().unwrap_or(now + Duration::from_secs(3600))
     }
 
     /// Does all that is due.
@@ -181,20 +334,25 @@ impl Supervisor {
         let now = self.now();
         for index in 0..self.places.len() {
             let is_held = self.places.get(index).is_some_and(|place| {
-                place.role != Role::Control
+                let is_early = place.role != Role::Control
                     && now < self.workers_from
-                    && self.phase == Phase::Serving
+                    && self.phase == Phase::Serving;
+                is_early || self.is_held(place, now)
             });
             if !is_held {
                 self.step(index, Event::Timer);
             }
         }
+        self.forget_stranger(now);
+        self.advance_upgrade(now);
         self.advance_end(now);
         self.tend_slots(now);
         self.steer();
+        self.notify.feed_watchdog(now);
         let is_settled = self.places.iter().all(Place::is_settled);
         if (is_settled || now >= BANNER_BY) && self.phase == Phase::Serving {
             self.print_banner(is_settled);
+            self.announce();
         }
         if std::mem::take(&mut self.is_changed) {
             self.tend_limits();
@@ -213,6 +371,14 @@ impl Supervisor {
         }
     }
 
+    /// Tells systemd once that we serve.
+    fn announce(&mut self) {
+        if !self.is_announced && self.upgrade.is_none() {
+            self.is_announced = true;
+            self.notify.ready();
+        }
+    }
+
     fn workers(&self) -> impl Iterator<Item = &Place> {
         self.places
             .iter()
@@ -220,7 +386,10 @@ impl Supervisor {
     }
 
     fn is_over(&self) -> bool {
-        self.phase == Phase::Control && self.places.iter().all(|place| place.slot.is_over())
+        let is_refused = matches!(self.upgrade, Upgrade::Refused(_));
+        let is_ended =
+            self.phase == Phase::Control && self.places.iter().all(|place| place.slot.is_over());
+        is_refused || is_ended && self.may_end()
     }
 
     /// Gives a place an event and carries out what follows.
@@ -288,6 +457,9 @@ impl Supervisor {
                 let pid = child.pid;
                 tracing::debug!(pid, "{} starts", role.name());
                 place.adopt(child, given, self.reloads);
+                if role == Role::Control {
+                    self.tell_predecessor(&FromNew::ControlStarted { pid });
+                }
                 Event::Launched { pid }
             }
             Err(error) => {
@@ -300,6 +472,10 @@ impl Supervisor {
 
     /// Ends a server of which no part can serve.
     fn park(&mut self, reason: &str) {
+        let failure = Failure::fatal(format!("a worker cannot serve: {reason}"));
+        if self.refuse_upgrade(failure) {
+            return;
+        }
         let is_useless = self
             .workers()
             .all(|place| place.slot.state() == SlotState::Parked && !place.slot.was_ever_ready());
@@ -329,9 +505,14 @@ impl Supervisor {
                         "{} is ready after {uptime_ms} ms",
                         place.role.name()
                     );
+                    let said = match place.role {
+                        Role::Control => FromNew::ControlReady,
+                        Role::Worker(SlotIndex(slot)) => FromNew::SlotReady { slot },
+                    };
                     if place.role == Role::Control {
                         self.workers_from = Duration::ZERO;
                     }
+                    self.tell_predecessor(&said);
                     self.step(id.place, Event::Ready);
                     self.update_listeners();
                     self.tell_reloads();
@@ -370,10 +551,12 @@ impl Supervisor {
 
     fn answer(&mut self, ask: Ask) {
         let reply = match ask.request {
+            Request::Upgrade { binary } => return self.begin_upgrade(binary, ask.reply),
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::Stop => {
                 if self.phase == Phase::Serving {
                     tracing::info!("an operator asks to stop");
+                    self.cancel_upgrade("the server is asked to stop");
                     self.begin_drain();
                 }
                 Reply::Stopping {
@@ -396,20 +579,24 @@ impl Supervisor {
             },
         };
         // The asker may have gone.
-        let _ = ask.reply.send(reply);
+        let _ = ask.reply.try_send(reply);
     }
 
     fn tick(&mut self) {
         let now = self.now();
         self.beat();
-        if now >= self.meet_at {
+        if now >= self.meet_at && self.upgrade.is_none() {
             self.meet();
         }
         self.tend_addresses();
-        self.tend_certificates();
         self.tell_reloads();
         self.tend_limits();
-        self.tend_tickets(now);
+        // While two supervisors are at it, certificates and keys stay as they were handed over.
+        if self.upgrade.is_none() {
+            self.tend_certificates();
+            self.tend_tickets(now);
+        }
+        self.tell_status();
         let reports = self.places.iter().map(Place::report);
         self.setup.addresses.count(reports, now);
         let gateway = self.publish();
@@ -445,6 +632,21 @@ impl Supervisor {
         self.phase != Phase::Serving || self.is_away
     }
 
+    fn tell_status(&mut self) {
+        let ready = |place: &&Place| place.slot.state() == SlotState::Ready;
+        let (ready, all) = (self.workers().filter(ready).count(), self.setup.workers);
+        let control = self.places.first().map(|place| place.slot.state().label());
+        let what = match (&self.upgrade, self.phase) {
+            (Upgrade::None, Phase::Serving) => "serves",
+            (Upgrade::None, _) => "is stopping",
+            _ => "is being upgraded",
+        };
+        self.notify.status(format!(
+            "{what}: {ready} of {all} workers ready, control {}",
+            control.unwrap_or_default()
+        ));
+    }
+
     fn gateway(&self) -> Gateway {
         let now = self.now();
         Gateway {
@@ -478,4 +680,16 @@ impl Supervisor {
             control: control.unwrap_or_else(|| Place::new(Role::Control).control_view(now)),
         }
     }
+}
+
+/// A place whose first process is due. A slot that does not listen does so when it is.
+fn place(role: Role, setup: &Setup) -> Place {
+    let mut place = Place::new(role);
+    if let Role::Worker(SlotIndex(slot)) = role
+        && !setup.addresses.is_open(slot)
+    {
+        let since = Duration::ZERO;
+        place.vacancy = Some(Vacancy::Shut { since });
+    }
+    place
 }

@@ -1,15 +1,17 @@
-//! All unsafe code of this crate: what a child inherits, and waiting for sockets that the runtime has no type for.
+//! All unsafe code of this crate: what a child inherits, what a new supervisor is handed, and waiting for sockets that the runtime has no type for.
 //!
 //! Invariant: every descriptor of the supervisor closes at exec, except those that [`bequeath`] names for one child.
 
 #![expect(
     unsafe_code,
-    reason = "close_range, the step between fork and exec, and AsyncFd have no safe form"
+    reason = "close_range, the step between fork and exec, received descriptors, a clock, and AsyncFd have no safe form"
 )]
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use fleet_protocol::slot::CHANNEL_FD;
 use nix::libc;
@@ -83,6 +85,61 @@ pub(crate) fn let_allocator_have_threads(is_on: bool) {
             size_of::<bool>(),
         );
     }
+}
+
+/// Lets a new supervisor, the child of `command`, keep `channel` as [`CHANNEL_FD`], and all rights of this process.
+pub(crate) fn hand_channel(command: &mut Command, channel: OwnedFd) {
+    let hook = move || {
+        // SAFETY: dup2 takes plain numbers and may be called between fork and exec; `channel` is owned by this closure.
+        match unsafe { libc::dup2(channel.as_raw_fd(), CHANNEL_FD) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    // SAFETY: the hook calls only dup2, allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(hook);
+    }
+}
+
+/// The channel that a new supervisor inherits, under another number: what stands at [`CHANNEL_FD`] from now on is nothing.
+/// Call it once, before [`prepare_descriptors`].
+pub(crate) fn inherited_channel() -> io::Result<UnixStream> {
+    let null = File::open("/dev/null")?;
+    // SAFETY: the calls take plain numbers. The new number is owned by nobody else; the old one is named by nobody in this
+    // process, which has only begun, and is replaced.
+    let channel = unsafe {
+        let number = libc::fcntl(CHANNEL_FD, libc::F_DUPFD_CLOEXEC, CHANNEL_FD + 1);
+        if number < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let channel = OwnedFd::from_raw_fd(number);
+        if libc::dup3(null.as_raw_fd(), CHANNEL_FD, libc::O_CLOEXEC) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        channel
+    };
+    Ok(channel.into())
+}
+
+/// Takes ownership of a descriptor that has just come over a socket.
+pub(crate) fn received(number: RawFd) -> OwnedFd {
+    // SAFETY: the kernel made this number for the message that it was read from, so nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// The kernel's monotonic clock, as systemd reads it.
+pub(crate) fn monotonic() -> Duration {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the call writes one timespec, which is ours.
+    unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now);
+    }
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 /// Lets the runtime wait for a socket of any family. Call it inside a runtime, with a socket that does not block.

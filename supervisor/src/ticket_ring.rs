@@ -1,7 +1,8 @@
 //! When the keys of session tickets change. Pure: time and fresh keys are arguments.
 //!
 //! Invariant: a ring lives as long as the configuration of TLS that it was made for, since a ticket stands for the checks
-//! of the connection that it came from; a reload changes neither, a start makes both anew.
+//! of the connection that it came from; a reload changes neither, a start makes both anew, and an upgrade hands the ring over
+//! when the configuration of TLS is the same.
 
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub(crate) struct TicketRing {
     keys: TicketKeys,
     /// Since the start of the supervisor.
     turned_at: Duration,
+    /// How old they were then.
+    age: Duration,
 }
 
 impl TicketRing {
@@ -30,7 +33,22 @@ impl TicketRing {
                 next: fresh()?,
             },
             turned_at: Duration::ZERO,
+            age: Duration::ZERO,
         })
+    }
+
+    /// The keys of the supervisor before this one, which changed them `age` ago.
+    pub(crate) fn adopt(keys: TicketKeys, age: Duration) -> Self {
+        Self {
+            keys,
+            turned_at: Duration::ZERO,
+            age,
+        }
+    }
+
+    /// For how long the keys have been as they are.
+    pub(crate) fn age(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.turned_at) + self.age
     }
 
     /// The keys of now, for a worker that starts.
@@ -45,7 +63,7 @@ impl TicketRing {
         now: Duration,
         mut fresh: impl FnMut() -> Option<TicketKey>,
     ) -> Option<&TicketKeys> {
-        let periods = now.saturating_sub(self.turned_at).as_secs() / TICKET_PERIOD.as_secs();
+        let periods = self.age(now).as_secs() / TICKET_PERIOD.as_secs();
         // A machine that slept is several periods late: keys that are too old go at once.
         let turns = u32::try_from(periods).unwrap_or(KEYS).min(KEYS);
         for _ in 0..turns {
@@ -55,6 +73,7 @@ impl TicketRing {
             return None;
         }
         self.turned_at = now;
+        self.age = Duration::ZERO;
         Some(&self.keys)
     }
 }
@@ -109,6 +128,17 @@ mod tests {
         assert_eq!(ring.keys().previous, sealed_with);
         ring.turn(2 * TICKET_PERIOD, &mut fresh);
         assert!(!names(ring.keys()).contains(&sealed_with.name()[0]));
+    }
+
+    #[test]
+    fn a_ring_that_was_handed_over_turns_when_it_is_time() {
+        let mut fresh = numbered();
+        let old = TicketRing::new(&mut fresh).unwrap();
+        let hour = Duration::from_secs(3600);
+        let mut ring = TicketRing::adopt(old.keys().clone(), old.age(TICKET_PERIOD - hour));
+        assert_eq!(ring.turn(Duration::from_secs(1), &mut fresh), None);
+        assert_eq!(ring.turn(hour, &mut fresh).map(names), Some([2, 3, 4]));
+        assert_eq!(ring.turn(TICKET_PERIOD, &mut fresh), None);
     }
 
     #[test]

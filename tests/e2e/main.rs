@@ -27,3 +27,4 @@ mod slots;
 mod spread;
 mod tls;
 mod tune;
+mod upgrade;

@@ -27,9 +27,16 @@ pub struct Options {
     file: Option<String>,
     namespace: Option<Arc<Namespace>>,
     environment: Vec<(String, String)>,
+    program: Option<PathBuf>,
 }
 
 impl Options {
+    /// Runs this program instead of the one that was built.
+    pub fn program(mut self, path: &Path) -> Self {
+        self.program = Some(path.to_owned());
+        self
+    }
+
     /// Sets an option by its dotted name.
     pub fn set(mut self, dotted: &str, value: impl ToString) -> Self {
         self.flags.push(format!(
@@ -121,7 +128,10 @@ impl Gateway {
             .open(dir.path().join("log.txt"))
             .unwrap();
         let banner = fs::File::create(dir.path().join("banner.txt")).unwrap();
-        let program = binary("fleet-supervisor");
+        let program = options
+            .program
+            .clone()
+            .unwrap_or_else(|| binary("fleet-supervisor"));
         let mut command = match &options.namespace {
             Some(namespace) => namespace.command(program),
             None => Command::new(program),
@@ -198,9 +208,20 @@ impl Gateway {
 
     /// Runs `fleet-supervisor ARGS` with this gateway's options.
     pub fn command(&self, args: &[&str]) -> Output {
-        run(Command::new(binary("fleet-supervisor"))
-            .args(args)
-            .args(&self.flags))
+        run(&mut self.prepared(args))
+    }
+
+    /// `fleet-supervisor ARGS` with this gateway's options, to be run.
+    pub fn prepared(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary("fleet-supervisor"));
+        command.args(args).args(&self.flags);
+        command
+    }
+
+    /// The supervisor that serves, which after an upgrade is not the one that was started.
+    pub fn pid(&self) -> u32 {
+        let status = self.status().expect("the supervisor answers");
+        status["pid"].as_u64().unwrap().try_into().unwrap()
     }
 
     /// Runs `ctl ARGS`, which must succeed, and gives its standard output.
@@ -287,7 +308,7 @@ impl Gateway {
             flags: self.flags.split_off(FLAGS_ALWAYS),
             file: Some(yaml.to_owned()),
             namespace: self.namespace.take(),
-            environment: Vec::new(),
+            ..Options::default()
         };
         Self::start_in(self.dir.take().unwrap(), options)
     }
@@ -313,7 +334,7 @@ impl Gateway {
             flags: self.flags.split_off(FLAGS_ALWAYS),
             file,
             namespace: self.namespace.take(),
-            environment: Vec::new(),
+            ..Options::default()
         };
         Self::start_in(dir, options)
     }

@@ -171,16 +171,25 @@ fn what_cannot_be_opened_is_said() {
         ..Dns::default()
     };
     let served: SocketAddr = "127.0.0.1:8080".parse().unwrap();
-    assert!(open(&Dns::default(), &[served]).unwrap().is_none());
+    assert!(
+        open(&Dns::default(), &[served], &mut Inheritance::default())
+            .unwrap()
+            .is_none()
+    );
     // Nobody has this address.
-    let failure = open(&named(&["203.0.113.1:5353"]), &[served]).unwrap_err();
+    let failure = open(
+        &named(&["203.0.113.1:5353"]),
+        &[served],
+        &mut Inheritance::default(),
+    )
+    .unwrap_err();
     assert!(
         failure.to_string().contains("addresses.dns.listen"),
         "{failure}"
     );
     let taken = StdUdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let failure = open(&named(&[&address]), &[served]).unwrap_err();
+    let failure = open(&named(&[&address]), &[served], &mut Inheritance::default()).unwrap_err();
     let text = failure.to_string();
     assert!(text.contains(&address), "{text}");
     assert!(text.contains("taken by"), "{text}");

@@ -1,5 +1,6 @@
 //! What the supervisor does for its addresses: reloads, claims, what workers are told.
 
+use super::upgrade::Upgrade;
 use super::{Phase, Supervisor};
 use crate::addresses::Difference;
 use crate::claiming::News;
@@ -17,6 +18,11 @@ impl Supervisor {
     pub(super) fn reload(&mut self) -> Result<Reloaded, Failure> {
         if self.phase != Phase::Serving {
             return Err(Failure::unavailable("the server is stopping"));
+        }
+        if !self.upgrade.is_none() {
+            return Err(Failure::unavailable(
+                "an upgrade is under way; try again after it",
+            ));
         }
         let Settings {
             config,
@@ -123,7 +129,15 @@ impl Supervisor {
     }
 
     pub(super) fn take_hang_up(&mut self) {
-        match self.reload() {
+        if matches!(self.upgrade, Upgrade::Given(_) | Upgrade::Taking(_)) {
+            return;
+        }
+        self.notify.reloading();
+        let reloaded = self.reload();
+        if self.is_announced {
+            self.notify.ready();
+        }
+        match reloaded {
             Ok(reloaded) => {
                 for warning in &reloaded.warnings {
                     tracing::warn!("{warning}");
@@ -143,7 +157,8 @@ impl Supervisor {
 
     /// Does what is due for the addresses, and tells the workers.
     pub(super) fn tend_addresses(&mut self) {
-        if self.phase != Phase::Serving {
+        // During an upgrade nothing is bound, claimed or let go.
+        if self.phase != Phase::Serving || !self.upgrade.is_none() {
             return;
         }
         let now = self.now();

@@ -6,6 +6,7 @@ use fleet_protocol::config::Config;
 use fleet_protocol::limits::DRAIN_DEADLINE;
 use fleet_protocol::slot::ToChild;
 
+use super::upgrade::Upgrade;
 use super::{Phase, Supervisor};
 use crate::exit::Failure;
 use crate::slot::{Event, Then};
@@ -38,12 +39,26 @@ impl Supervisor {
     }
 
     pub(super) fn take_signal(&mut self, name: &str) {
+        match &self.upgrade {
+            // The old supervisor decides, and ends us if it must.
+            Upgrade::Taking(_) => {
+                tracing::info!("{name} is left to the old supervisor");
+                return;
+            }
+            // We end already, for another reason.
+            Upgrade::Given(_) if self.signals == 0 => {
+                self.signals += 1;
+                return;
+            }
+            _ => {}
+        }
         self.signals += 1;
         if self.phase == Phase::Serving {
             tracing::info!(
                 "{name}: agents get up to {} s to finish",
                 DRAIN_DEADLINE.as_secs()
             );
+            self.cancel_upgrade("the server is told to stop");
             self.begin_drain();
             return;
         }
@@ -63,6 +78,11 @@ impl Supervisor {
     }
 
     pub(super) fn fail(&mut self, failure: Failure) {
+        if self.refuse_upgrade(failure.clone()) {
+            return;
+        }
+        self.cancel_upgrade("the server fails");
+        self.notify.stopping();
         if self.failure.is_none() {
             self.failure = Some(failure);
         }
@@ -75,6 +95,7 @@ impl Supervisor {
 
     /// Ends in order: nobody new is sent here, then agents finish, then control.
     pub(super) fn begin_drain(&mut self) {
+        self.notify.stopping();
         self.phase = Phase::Announced;
         self.announced_until = self.now() + announce_time(&self.setup.config);
         self.is_changed = true;

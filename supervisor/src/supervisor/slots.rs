@@ -32,7 +32,7 @@ impl Supervisor {
 
     /// Divides new connections among those who can take them.
     pub(super) fn steer(&mut self) {
-        if self.is_open() {
+        if self.is_open() && self.upgrade.is_none() {
             let slots: Vec<Readiness> = self.workers().map(Place::readiness).collect();
             self.setup.addresses.steer(steering::weights(&slots));
         }
@@ -44,7 +44,8 @@ impl Supervisor {
 
     /// Does what is due for slots that leave or are out of service.
     pub(super) fn tend_slots(&mut self, now: Duration) {
-        if !self.is_open() {
+        // During an upgrade another supervisor counts on the listeners as they are.
+        if !self.is_open() || !self.upgrade.is_none() {
             return;
         }
         for index in 1..self.places.len() {
@@ -195,6 +196,11 @@ impl Supervisor {
     pub(super) fn drain(&mut self, what: Drain) -> Result<String, Failure> {
         if self.phase != Phase::Serving {
             return Err(Failure::unavailable("the server is stopping"));
+        }
+        if !self.upgrade.is_none() {
+            return Err(Failure::unavailable(
+                "an upgrade is under way; try again after it",
+            ));
         }
         match what {
             Drain::Gateway => {
