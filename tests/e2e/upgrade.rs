@@ -429,7 +429,7 @@ fn systemd_hears_of_every_change() {
 fn play_service(socket: &Path, all: &Mutex<Vec<String>>) {
     let gateway = Gateway::options()
         .env("NOTIFY_SOCKET", socket.display())
-        .variable("WATCHDOG_USEC", 2_000_000)
+        .env("WATCHDOG_USEC", 2_000_000)
         .start();
     // What was heard before is forgotten when everything is there that was waited for.
     let heard = |wanted: &[&str]| {
