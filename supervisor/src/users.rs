@@ -193,10 +193,14 @@ fn needed(config: &Config, state_dir: &Path) -> Vec<Need> {
         }
     }
     let (mysql, redis) = (&config.mysql, &config.redis);
+    let replicas = &config.mysql_read_replica;
     let files = [
         &mysql.tls_ca,
         &mysql.tls_cert,
         &mysql.tls_key,
+        &replicas.tls_ca,
+        &replicas.tls_cert,
+        &replicas.tls_key,
         &redis.tls_ca,
     ];
     let named = files

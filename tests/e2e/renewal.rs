@@ -1,7 +1,7 @@
 //! Certificates and log settings change under a server that goes on.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use fleet_tests::gateway::{Gateway, texts};
@@ -23,6 +23,15 @@ fn client(gateway: &Gateway, dir: &Path) -> Https {
     Https::new(gateway.address, &dir.join("cert.pem"))
 }
 
+/// A stranger's request, which is answered at once.
+fn ask(connection: &str) -> String {
+    let body = r#"{"node_key":"nobody's"}"#;
+    let length = body.len();
+    format!(
+        "POST /api/v1/osquery/config HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+}
+
 fn yaml(dir: &Path, debug: bool) -> String {
     format!(
         "server:\n  address: 127.0.0.1:0\n  cert: {0}/cert.pem\n  key: {0}/key.pem\nlogging:\n  debug: {debug}\n",
@@ -37,9 +46,15 @@ fn changed_certificates_serve_without_a_restart() {
     let gateway = Gateway::options().file(&yaml(dir.path(), false)).start();
     let old = client(&gateway, dir.path());
     let pids = [gateway.worker_pid(0), gateway.worker_pid(1)];
-    // Its handshake is over, its request is to come.
+    // It is kept for another request.
     let mut open = old.connect().unwrap();
-    open.write_all(b"GET /healthz HTTP/1.1\r\n").unwrap();
+    open.write_all(ask("keep-alive").as_bytes()).unwrap();
+    let mut first = Vec::new();
+    while !first.ends_with(b"}") {
+        let mut byte = [0];
+        open.read_exact(&mut byte).unwrap();
+        first.extend(byte);
+    }
 
     write_pair(dir.path());
     let new = client(&gateway, dir.path());
@@ -50,9 +65,9 @@ fn changed_certificates_serve_without_a_restart() {
     wait::until("all workers show the new certificate", || {
         (all(&new, true) && all(&old, false)).then_some(())
     });
-    open.write_all(b"Host: x\r\nConnection: close\r\n\r\n")
-        .unwrap();
-    assert_eq!(read_to_close(&mut open).unwrap().status, 200);
+    open.write_all(ask("close").as_bytes()).unwrap();
+    let second = read_to_close(&mut open).unwrap().object();
+    assert_eq!(second["node_invalid"], true);
     assert_eq!(pids, [gateway.worker_pid(0), gateway.worker_pid(1)]);
 
     // Half of a pair is not taken, by itself or by order.

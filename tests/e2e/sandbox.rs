@@ -77,11 +77,15 @@ fn use_everything(gateway: &Gateway, name: &str) {
     assert_eq!(gateway.https.get("/healthz").unwrap().status, 200);
 }
 
+fn directory(mode: u32) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+    dir
+}
+
 /// A directory that everybody may pass through.
 fn open_directory() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    dir
+    directory(0o755)
 }
 
 #[test]
@@ -148,7 +152,7 @@ fn below_a_closed_directory_control_is_root_without_its_rights() {
         // Then nobody becomes anybody.
         return;
     }
-    let gateway = Gateway::start();
+    let gateway = Gateway::start_in(directory(0o700), Gateway::options());
     let status = gateway.status().unwrap();
     assert_eq!(uid_of(&status, "control"), 0);
     assert_confined(gateway.control_pid(), 0);
