@@ -8,6 +8,7 @@
 
 use std::io;
 
+use memchr::memchr2_iter;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::medium::Medium;
@@ -282,15 +283,13 @@ fn whole_lines<F: Medium>(log: &F, from: u64, to: u64) -> io::Result<Scan> {
     let mut start = from;
     while start < to {
         let end = (start + CHUNK_BYTES).min(to);
-        for (offset, byte) in (start..).zip(read(log, start, end)?) {
-            match byte {
-                0 => return Ok(scan),
-                b'\n' => {
-                    scan.end = offset + 1;
-                    scan.line_count += 1;
-                }
-                _ => {}
+        let chunk = read(log, start, end)?;
+        for at in memchr2_iter(0, b'\n', &chunk) {
+            if chunk.get(at) == Some(&0) {
+                return Ok(scan);
             }
+            scan.end = start + at as u64 + 1;
+            scan.line_count += 1;
         }
         start = end;
     }
