@@ -20,7 +20,6 @@ const SECTIONS: &[&str] = &[
     "license",
     "mdm",
     "microsoft_compliance_partner",
-    "mysql_read_replica",
     "nats",
     "packaging",
     "partnerships",

@@ -64,8 +64,8 @@ pub(crate) fn text(status: &Status, width: u16, is_coloured: bool) -> String {
 fn processes(status: &Status, width: u16, is_coloured: bool) -> Table {
     let mut table = table(width, is_coloured);
     table.set_header([
-        "PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "OPEN", "HELD", "REFUSED", "EXCH/S",
-        "HOSTS", "MEMORY",
+        "PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "OPEN", "HELD", "EXCH/S", "HOSTS",
+        "MEMORY",
     ]);
     for slot in &status.gateway.slots {
         table.add_row(worker(slot));

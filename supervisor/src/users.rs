@@ -270,6 +270,7 @@ mod tests {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         };
         open(&inner, 0o755);
+        open(dir.path(), 0o700);
         let user = User {
             uid: u32::MAX - 1,
             gid: u32::MAX - 1,

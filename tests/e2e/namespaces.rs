@@ -135,6 +135,9 @@ fn agents_spread_over_claimed_addresses_and_leave_one_that_is_withdrawn() {
         return;
     };
     let gateway = Gateway::options()
+        // The generator asks as one host as often as it can.
+        .set("limits.host_rate", 1_000_000)
+        .set("limits.host_burst", 1_000_000)
         .file(&yaml(&CLAIMED))
         .within(&place)
         .start();

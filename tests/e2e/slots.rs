@@ -4,7 +4,7 @@ use std::io;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use fleet_tests::gateway::{Gateway, texts};
+use fleet_tests::gateway::{Gateway, Options, texts};
 use fleet_tests::namespace;
 use fleet_tests::process::{is_alive, run, signal};
 use fleet_tests::wait;
@@ -45,6 +45,13 @@ impl Seen {
             (self.served() >= until).then_some(())
         });
     }
+}
+
+/// A gateway that lets these few agents ask as often as they can.
+fn busy() -> Options {
+    Gateway::options()
+        .set("limits.host_rate", 1_000_000)
+        .set("limits.host_burst", 1_000_000)
 }
 
 /// Asks once for a config; the answer must be one.
@@ -126,7 +133,7 @@ fn park(gateway: &Gateway, slot: usize) {
 #[test]
 fn killed_workers_cost_their_open_connections_and_nothing_else() {
     const KILLS: u64 = 6;
-    let gateway = Gateway::start();
+    let gateway = busy().start();
     let seen = under_load(&gateway, |seen| {
         for round in 0..KILLS {
             seen.wait_for(20);
@@ -144,7 +151,7 @@ fn killed_workers_cost_their_open_connections_and_nothing_else() {
 
 #[test]
 fn a_worker_that_stands_still_is_replaced_and_nobody_refused() {
-    let gateway = Gateway::start();
+    let gateway = busy().start();
     let pid = gateway.worker_pid(0);
     let seen = under_load(&gateway, |seen| {
         seen.wait_for(20);
@@ -165,7 +172,7 @@ fn a_worker_that_stands_still_is_replaced_and_nobody_refused() {
 
 #[test]
 fn control_that_stands_still_is_replaced() {
-    let gateway = Gateway::start();
+    let gateway = busy().start();
     let pid = gateway.control_pid();
     signal(pid, Signal::SIGSTOP);
     gateway.wait_for_successor("/control", pid);
@@ -174,7 +181,7 @@ fn control_that_stands_still_is_replaced() {
 
 /// Parks slot 0 under load, looks at what is told of it, and gets it back.
 fn a_slot_is_parked_and_comes_back() {
-    let gateway = Gateway::start();
+    let gateway = busy().start();
     let seen = under_load(&gateway, |seen| {
         seen.wait_for(20);
         park(&gateway, 0);
@@ -222,7 +229,7 @@ fn the_number_of_workers_changes_under_load_and_nobody_notices() {
     let yaml = |workers: u16| {
         format!("server:\n  address: \"127.0.0.1:0\"\nworkers:\n  count: {workers}\n")
     };
-    let gateway = Gateway::options().file(&yaml(2)).start();
+    let gateway = busy().file(&yaml(2)).start();
     assert_eq!(slots(&gateway).len(), 2);
     let seen = under_load(&gateway, |seen| {
         seen.wait_for(20);
@@ -252,7 +259,7 @@ fn the_number_of_workers_changes_under_load_and_nobody_notices() {
 
 #[test]
 fn a_drained_slot_finishes_and_is_followed() {
-    let gateway = Gateway::start();
+    let gateway = busy().start();
     let pid = gateway.worker_pid(1);
     let seen = under_load(&gateway, |seen| {
         seen.wait_for(20);
@@ -269,7 +276,7 @@ fn a_drained_slot_finishes_and_is_followed() {
 
 #[test]
 fn a_drained_gateway_is_told_of_no_more_and_serves_all_the_same() {
-    let gateway = Gateway::start();
+    let gateway = busy().start();
     let key = gateway.https.enroll(&gateway.secret(), "web-1");
     assert!(gateway.command(&["drain"]).status.success());
     assert_eq!(gateway.status().unwrap()["is_draining"], true);
@@ -282,9 +289,7 @@ fn a_drained_gateway_is_told_of_no_more_and_serves_all_the_same() {
 
 #[test]
 fn another_program_in_the_port_group_is_found_and_gets_nobody() {
-    let gateway = Gateway::options()
-        .set("prometheus.basic_auth.disable", true)
-        .start();
+    let gateway = busy().set("prometheus.basic_auth.disable", true).start();
     let key = gateway.https.enroll(&gateway.secret(), "web-1");
     let foreign = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     foreign.set_reuse_port(true).unwrap();

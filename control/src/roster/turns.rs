@@ -87,7 +87,7 @@ impl Roster {
         (need > self.pacer.rate().per_second(self.host_count())).then_some(need)
     }
 
-    pub(super) fn host_count(&self) -> u32 {
+    pub(crate) fn host_count(&self) -> u32 {
         u32::try_from(self.directory.len()).unwrap_or(u32::MAX)
     }
 }

@@ -53,7 +53,9 @@ async fn addresses_are_listed_as_the_supervisor_sees_them() {
         ..view.clone()
     };
     let gateway = Gateway {
-        slots: vec![slot(SlotState::Ready), slot(SlotState::Parked)],
+        slots: [SlotState::Ready, SlotState::Ready, SlotState::Parked]
+            .map(slot)
+            .to_vec(),
         addresses: vec![view, lost],
         ..Gateway::default()
     };

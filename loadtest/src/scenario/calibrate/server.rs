@@ -112,6 +112,11 @@ impl Server {
             .arg("--prometheus_basic_auth_disable=true")
             // What an exchange costs is measured, not what a wait does.
             .arg("--osquery_distributed_hold=0s")
+            // All that it can answer, of few hosts.
+            .arg("--limits_read_rate=1000000")
+            .arg("--limits_enroll_rate=1000000")
+            .arg("--limits_host_rate=1000000")
+            .arg("--limits_host_burst=1000000")
             .args(options.server_flag)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
