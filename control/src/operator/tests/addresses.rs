@@ -71,7 +71,7 @@ async fn addresses_are_listed_as_the_supervisor_sees_them() {
     );
     assert_eq!(body["addresses"][1]["address"], "[2001:db8::1]:8080");
     assert_eq!(body["addresses"][1]["state"], "degraded");
-    assert_eq!(body["weight"], 50);
+    assert_eq!(body["weight"], 66);
     let (status, _) = bench
         .local(Method::GET, "/api/v1/fleet/gateway/addresses", Value::Null)
         .await;
