@@ -5,8 +5,9 @@
 //! 2. [`judge_wait`]: of those who waited there, who has gone or would not hear an answer in time is closed before TLS.
 //! 3. [`Gate::admit_address`]: generous, since whole offices share an address; before TLS, unless only the request's head
 //!    names the client.
-//! 4. [`Gate::admit_request`], after the head: the host's bucket, then the route's, so that a host which is refused takes
-//!    nothing from the others.
+//! 4. [`Gate::admit_request`] of a host that is known: its bucket, then the route's, so that a host which is refused takes
+//!    nothing from the others, and strangers with made-up keys take nothing from hosts. [`Gate::admit_enrolment`]: a share
+//!    for each address, then the rate of all.
 //! 5. The queues toward control, in `waiting.rs`: their bounds and the age of the oldest request.
 //!
 //! The queue is served oldest first, and what is too old is dropped at its head. Under lasting overload everybody who is
@@ -130,7 +131,11 @@ pub(crate) struct Gate {
     allowed: Allowed,
     start: Instant,
     hasher: RandomState,
+    /// Secret, odd: who does not know it cannot choose a key that shares another's bucket.
+    multiplier: u64,
     addresses: Buckets,
+    /// Of addresses too: one of them cannot take the enrolments of all.
+    enrolments: Buckets,
     hosts: Buckets,
     routes: [Bucket; Route::ALL.len()],
     shed: [u64; Shed::ALL.len()],
@@ -142,8 +147,10 @@ impl Gate {
         Self {
             allowed,
             start: now,
+            multiplier: hasher.hash_one(0_u64) | 1,
             hasher,
             addresses: Buckets::new(allowed.address, ADDRESSES_MAX),
+            enrolments: Buckets::new(allowed.enrolments_of_address(), ADDRESSES_MAX),
             hosts: Buckets::new(allowed.host, HOSTS_MAX),
             routes: allowed.routes.map(Bucket::new),
             shed: [0; Shed::ALL.len()],
@@ -159,6 +166,7 @@ impl Gate {
         let at = self.at(now);
         self.allowed = allowed;
         self.addresses.set(allowed.address, at);
+        self.enrolments.set(allowed.enrolments_of_address(), at);
         self.hosts.set(allowed.host, at);
         for (bucket, rate) in self.routes.iter_mut().zip(allowed.routes) {
             bucket.set(rate, at);
@@ -176,16 +184,29 @@ impl Gate {
         self.count_unless(is_in, Shed::AddressRate)
     }
 
-    /// Whether one more request on a route is let in, by its host, if the head names one, and by the route.
-    pub(crate) fn admit_request(
-        &mut self,
-        key: Option<&NodeKeyHash>,
-        route: Route,
-        now: Instant,
-    ) -> bool {
-        if key.is_some_and(|key| !self.admit_host(key, route, now)) {
-            return false;
-        }
+    /// Whether one more request of a host that is known is let in: by its own bucket first, so that a host which is refused
+    /// takes nothing from the others. Strangers have no bucket but their address's. Blocks of a carve are not the host's: a
+    /// carve's size is bounded, and one that is cut off fails as a whole.
+    pub(crate) fn admit_request(&mut self, key: &NodeKeyHash, route: Route, now: Instant) -> bool {
+        let is_in = route == Route::CarveBlock || {
+            let client = self.fold(key);
+            self.hosts.take(client, self.at(now))
+        };
+        self.count_unless(is_in, Shed::HostRate) && self.admit_route(route, now)
+    }
+
+    /// Whether one more enrolment is let in, from an address and at all.
+    pub(crate) fn admit_enrolment(&mut self, client: IpAddr, now: Instant) -> bool {
+        let network = network(client);
+        let is_in = network.is_loopback() || {
+            let client = self.hasher.hash_one(network);
+            self.enrolments.take(client, self.at(now))
+        };
+        self.count_unless(is_in, Shed::EnrollRate) && self.admit_route(Route::Enroll, now)
+    }
+
+    /// Whether one more request of all hosts is let in.
+    pub(crate) fn admit_route(&mut self, route: Route, now: Instant) -> bool {
         let at = self.at(now);
         let bucket = self.routes.get_mut(route.index());
         let is_in = bucket.is_none_or(|bucket| bucket.take(at));
@@ -196,15 +217,13 @@ impl Gate {
         self.count_unless(is_in, shed)
     }
 
-    /// Whether one more request of a host is let in. Blocks of a carve are: its size is bounded, and one that is cut off
-    /// fails as a whole.
-    pub(crate) fn admit_host(&mut self, key: &NodeKeyHash, route: Route, now: Instant) -> bool {
-        if route == Route::CarveBlock {
-            return true;
-        }
-        let client = self.hasher.hash_one(key);
-        let is_in = self.hosts.take(client, self.at(now));
-        self.count_unless(is_in, Shed::HostRate)
+    /// A key's hash is spread well already; what it lacks is a secret.
+    fn fold(&self, key: &NodeKeyHash) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = key.0;
+        let number = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+        let product = u128::from(number) * u128::from(self.multiplier);
+        let (high, low) = (product >> 64, product & u128::from(u64::MAX));
+        u64::try_from(high ^ low).unwrap_or_default()
     }
 
     pub(crate) fn count(&mut self, shed: Shed) {
@@ -301,14 +320,14 @@ mod tests {
             allowed.routes = [two; Route::ALL.len()];
         });
         let [noisy, quiet] = [NodeKeyHash([1; 32]), NodeKeyHash([2; 32])];
-        let mut admit = |key, route| gate.admit_request(Some(key), route, now);
+        let mut admit = |key, route| gate.admit_request(key, route, now);
         assert!(admit(&noisy, Route::Log));
         assert!(!admit(&noisy, Route::Log));
         assert!(!admit(&noisy, Route::Read), "one bucket for all routes");
         assert!(admit(&quiet, Route::Log));
         assert!(admit(&noisy, Route::CarveBlock));
-        assert!(!gate.admit_request(None, Route::Log, now));
-        assert!(gate.admit_request(None, Route::Enroll, now));
+        assert!(!gate.admit_route(Route::Log, now));
+        assert!(gate.admit_route(Route::Enroll, now));
         let shed = gate.shed();
         assert_eq!(shed[Shed::HostRate as usize], 2);
         assert_eq!(shed[Shed::RouteRate as usize], 1);
@@ -319,7 +338,25 @@ mod tests {
         }; Route::ALL.len()];
         gate.set(more, now);
         let later = now + Duration::from_millis(1);
-        assert!(gate.admit_request(None, Route::Log, later));
+        assert!(gate.admit_route(Route::Log, later));
+    }
+
+    #[test]
+    fn an_address_cannot_take_all_enrolments() {
+        let (mut gate, now) = gate(|allowed| {
+            allowed.routes = [Rate {
+                per_second: 1,
+                burst: 8,
+            }; Route::ALL.len()];
+        });
+        let mut admit = |address: &str| gate.admit_enrolment(address.parse().unwrap(), now);
+        let loud = (0..20).filter(|_| admit("192.0.2.1")).count();
+        assert_eq!(loud, 2);
+        assert!(admit("192.0.2.2"));
+        // Local programs are bound by the route alone.
+        let local = (0..20).filter(|_| admit("127.0.0.1")).count();
+        assert_eq!(local, 5);
+        assert_eq!(gate.shed()[Shed::EnrollRate as usize], 18 + 15);
     }
 
     #[test]

@@ -121,14 +121,22 @@ pub(crate) fn begin(state: &State, head: &Head<'_>, now: Instant) -> Early {
         return Early::Refuse(Reject::BodyTooLarge);
     };
     let key = header_key(state, head).filter(|_| needs_host(head.route));
+    let is_known = key.is_some_and(|key| state.table.borrow().host(&key).is_some());
     if let Some(key) = key
-        && state.table.borrow().host(&key).is_none()
+        && !is_known
         && state.negative.borrow().contains(&key, now)
     {
         return Early::Refuse(Reject::NodeKeyUnknown);
     }
     let mut gate = state.gate.borrow_mut();
-    if !gate.admit_request(key.as_ref(), head.route, now) {
+    // Who names no key in the head is asked about when it is known.
+    let is_in = match (key, head.route) {
+        (Some(key), route) => !is_known || gate.admit_request(&key, route, now),
+        (None, Route::Enroll) => gate.admit_enrolment(head.client, now),
+        (None, Route::CarveBlock) => gate.admit_route(Route::CarveBlock, now),
+        (None, _) => true,
+    };
+    if !is_in {
         return Early::Refuse(Reject::TooManyRequests);
     }
     if let Some(kind) = kind_always_asked(head.route)
@@ -158,6 +166,9 @@ pub(crate) fn answer(state: &State, head: &Head<'_>, body: &mut [u8], now: Insta
             through(state, head.route, Request::CarveBlock(block), now)
         }
         task => match (key, head.certificate) {
+            (None, Some(Ok(_))) if !state.gate.borrow_mut().admit_route(head.route, now) => {
+                Err(Reject::TooManyRequests)
+            }
             (None, Some(Ok(certified))) => certified::serve(state, head, certified, task, now),
             (None, Some(Err(_))) => Err(Reject::CertificateNamesNobody),
             _ => authenticate(state, head, key, task, now),
@@ -275,13 +286,13 @@ fn authenticate(
     let route = head.route;
     let is_in_head = head.node_key.is_some_and(|key| !key.trim().is_empty());
     let key = key.ok_or(Reject::NodeKeyMissing)?;
-    // A key in the head has been through.
-    if !is_in_head && !state.gate.borrow_mut().admit_host(&key, route, now) {
-        return Err(Reject::TooManyRequests);
-    }
     // The borrow ends here; what follows borrows again.
     let known = state.table.borrow().host(&key);
     if let Some(host) = known {
+        // A key in the head has been through.
+        if !is_in_head && !state.gate.borrow_mut().admit_request(&key, route, now) {
+            return Err(Reject::TooManyRequests);
+        }
         return serve(state, route, &host, task, now);
     }
     if state.negative.borrow().contains(&key, now) {

@@ -116,6 +116,15 @@ pub struct Allowed {
 }
 
 impl Allowed {
+    /// Enrolments of one client address: a quarter of all, so that whoever asks again and again leaves the rest to others.
+    pub fn enrolments_of_address(&self) -> Rate {
+        let all = self.routes.get(Route::Enroll.index());
+        let quarter = |total: u32| total.div_ceil(4);
+        all.map_or(Rate::new(1, 1), |all| {
+            Rate::new(quarter(all.per_second), quarter(all.burst))
+        })
+    }
+
     /// What a configuration allows a gateway with so many workers.
     pub fn of(config: &Config, workers: u16) -> Self {
         let limits = &config.limits;
