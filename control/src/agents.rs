@@ -3,7 +3,7 @@
 //!
 //! Owner of the [`Roster`], the seen marks, the enroll secrets. The store is the truth; this is its image, kept by
 //! `watch.rs`. Invariants: no lock is held over an await but those that put enrolments, and flushes, in a row; a store
-//! that is away never makes a key invalid.
+//! that is away, or read-only and so perhaps behind, never makes a key invalid.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
@@ -314,13 +314,19 @@ impl Agents {
         if !unknown.is_empty() {
             // Another node may have enrolled them a moment ago.
             let keys: Vec<NodeKeyHash> = unknown.into_iter().collect();
+            let was_read_only = self.store.is_read_only();
             match self.store.hosts_by_keys(&keys).await {
                 Ok(states) => {
+                    let may_be_behind = was_read_only || self.store.is_read_only();
                     let mut roster = lock(&self.roster);
                     for state in &states {
-                        roster.apply_host(state, now);
+                        // A lagging replica knows less of a known host than we do, such as its key of before.
+                        if !may_be_behind || roster.directory().place_of(state.id).is_none() {
+                            roster.apply_host(state, now);
+                        }
                     }
                     roster.publish(None);
+                    refusal = may_be_behind.then_some(Reject::StoreUnavailable);
                 }
                 Err(error) => refusal = Some(self.store_failed("look up node keys", &error)),
             }
@@ -414,9 +420,15 @@ impl Agents {
         }
         let ids: Vec<HostId> = unknown.iter().copied().collect();
         let mut refusals: HashMap<HostId, Reject>;
+        let was_read_only = self.store.is_read_only();
         match self.store.hosts_by_ids(&ids).await {
             Ok(states) => {
-                refusals = ids.iter().map(|id| (*id, Reject::NodeKeyUnknown)).collect();
+                let missing = if was_read_only || self.store.is_read_only() {
+                    Reject::StoreUnavailable
+                } else {
+                    Reject::NodeKeyUnknown
+                };
+                refusals = ids.iter().map(|id| (*id, missing)).collect();
                 let mut roster = lock(&self.roster);
                 for state in &states {
                     roster.apply_host(state, now);

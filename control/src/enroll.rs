@@ -22,10 +22,17 @@ use crate::model::{EnrollSecret, Identity, NewEnrollment};
 use crate::store;
 use crate::work::after;
 
-/// How long an enrolment that is repeated gets the same key.
-const REPEAT_S: u32 = 60;
-/// Issued keys that are remembered; the oldest give way.
-const ISSUED_MAX: usize = 65_536;
+/// How long an enrolment that is repeated gets the same key. Two live agents with one instance id (a copied database)
+/// share a record: the one whose key was replaced learns that at its first poll after [`GRACE_S`](crate::grace::GRACE_S),
+/// and must then be given the other's key, or they would take the record from each other for ever. So this is longer than
+/// the grace by the interval of all but the slowest agents.
+const REPEAT_S: u32 = 300;
+/// The same for agents that tell no instance id: others may look the same, so this is no longer than threads of one
+/// agent need.
+const REPEAT_UNNAMED_S: u32 = 60;
+/// Issued keys that are remembered, at most about 50 MiB; the oldest give way. As many as keys in grace, so that a storm
+/// does not turn the order of the two around.
+const ISSUED_MAX: usize = 262_144;
 /// Characters of an identifier or instance id.
 const IDENTIFIER_CHARS_MAX: usize = 255;
 
@@ -72,10 +79,15 @@ pub(crate) struct IssuedKeys {
 }
 
 impl IssuedKeys {
-    fn get(&self, request: &[u8; 32], now: UnixSeconds) -> Option<&Issued> {
+    fn get(&self, request: &[u8; 32], instance_id: &str, now: UnixSeconds) -> Option<&Issued> {
+        let repeat_s = if instance_id.is_empty() {
+            REPEAT_UNNAMED_S
+        } else {
+            REPEAT_S
+        };
         self.keys
             .get(request)
-            .filter(|issued| after(issued.at, REPEAT_S) > now)
+            .filter(|issued| after(issued.at, repeat_s) > now)
     }
 
     fn put(&mut self, request: [u8; 32], issued: Issued, now: UnixSeconds) {
@@ -208,7 +220,7 @@ impl Agents {
                 if let Some(index) = by_request.get(&request) {
                     return (id, Verdict::Stored(*index));
                 }
-                let earlier = issued.get(&request, now);
+                let earlier = issued.get(&request, instance_id, now);
                 // The key may have been stored and then lost with its host.
                 if let Some(earlier) = earlier
                     && let Some(host) = lock(&self.roster).find_key(&earlier.hash)
@@ -354,135 +366,4 @@ fn fingerprint(secret: &Secret, identifier: &str, instance_id: &str) -> [u8; 32]
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-    use std::net::{IpAddr, Ipv4Addr};
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn enroll(provided: &str, instance: &str, uuid: &str, hostname: &str) -> Enroll {
-        let table = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
-            pairs
-                .iter()
-                .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
-                .collect()
-        };
-        Enroll {
-            secret: Secret::new("s"),
-            identifier: provided.into(),
-            platform_type: "9".into(),
-            details: BTreeMap::from([
-                (
-                    "osquery_info".to_owned(),
-                    table(&[("instance_id", instance)]),
-                ),
-                (
-                    "system_info".to_owned(),
-                    table(&[("uuid", uuid), ("hostname", hostname)]),
-                ),
-            ]),
-            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        }
-    }
-
-    #[test]
-    fn policies_choose_and_fall_back() {
-        use HostIdentifier::{Hostname, Instance, Provided, Uuid};
-        let full = enroll("p", "i", "u", "h");
-        for (policy, expected) in [
-            (Provided, "p"),
-            (Instance, "i"),
-            (Uuid, "u"),
-            (Hostname, "h"),
-        ] {
-            assert_eq!(identifier(policy, &full).as_deref(), Some(expected));
-        }
-        assert_eq!(
-            identifier(Uuid, &enroll("p", "i", " ", "h")).as_deref(),
-            Some("p")
-        );
-        assert_eq!(
-            identifier(Provided, &enroll("", "i", "u", "h")).as_deref(),
-            Some("i")
-        );
-        assert_eq!(
-            identifier(Provided, &enroll("", "", "u", "h")).as_deref(),
-            Some("u")
-        );
-        assert_eq!(
-            identifier(Uuid, &enroll("", "", "", "h")).as_deref(),
-            Some("h")
-        );
-        assert_eq!(identifier(Provided, &enroll(" ", "", "", "")), None);
-    }
-
-    #[test]
-    fn secrets_compare_whole_and_empty_ones_never_match() {
-        let secrets: Vec<EnrollSecret> = ["one", "two", ""]
-            .into_iter()
-            .map(|text| EnrollSecret {
-                secret: Secret::new(text),
-                created_at: UnixSeconds(1),
-            })
-            .collect();
-        let set = SecretSet::of(&secrets);
-        assert!(set.contains(&Secret::new("one")) && set.contains(&Secret::new("two")));
-        for wrong in ["", "on", "one ", "three"] {
-            assert!(!set.contains(&Secret::new(wrong)), "{wrong:?}");
-        }
-        assert!(!SecretSet::default().contains(&Secret::new("")));
-    }
-
-    #[test]
-    fn keys_are_url_safe_and_as_long_as_asked() {
-        for bytes in [12_u16, 24, 256] {
-            let key = new_key(bytes).unwrap();
-            assert_eq!(key.reveal().len(), (usize::from(bytes) * 4).div_ceil(3));
-            assert!(
-                key.reveal()
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-            );
-            assert_ne!(new_key(bytes), new_key(bytes));
-        }
-    }
-
-    #[test]
-    fn issued_keys_last_a_minute_and_are_bounded() {
-        let mut issued = IssuedKeys::default();
-        let issue = |at| {
-            let key = new_key(24).unwrap();
-            Issued {
-                hash: hash_key(&key),
-                key,
-                at: UnixSeconds(at),
-            }
-        };
-        issued.put([1; 32], issue(100), UnixSeconds(100));
-        assert!(issued.get(&[1; 32], UnixSeconds(159)).is_some());
-        assert!(issued.get(&[1; 32], UnixSeconds(160)).is_none());
-        issued.put([2; 32], issue(170), UnixSeconds(170));
-        assert_eq!(issued.keys.len(), 1);
-        for number in 0..ISSUED_MAX + 10 {
-            issued.put(
-                sha256(&[&number.to_be_bytes()]),
-                issue(171),
-                UnixSeconds(171),
-            );
-        }
-        assert!(issued.keys.len() <= ISSUED_MAX && issued.order.len() <= ISSUED_MAX);
-    }
-
-    proptest! {
-        #[test]
-        fn fingerprints_tell_triples_apart(
-            left in ("[a-c]{0,3}", "[a-c]{0,3}", "[a-c]{0,3}"),
-            right in ("[a-c]{0,3}", "[a-c]{0,3}", "[a-c]{0,3}"),
-        ) {
-            let of = |triple: &(String, String, String)| fingerprint(&Secret::new(&triple.0), &triple.1, &triple.2);
-            prop_assert_eq!(of(&left) == of(&right), left == right);
-        }
-    }
-}
+mod tests;

@@ -4,13 +4,15 @@
 //! Owner of the file, by a lock: during an upgrade the process that serves still has it, and its successor takes what is
 //! left. Invariants: an append returns after `fdatasync`, or leaves the file as it was; what is read again
 //! was written before, by its checksum; the file is emptied only when all of it is in the store. Replaying twice is
-//! harmless, because the store takes nothing that is older than what it has.
+//! harmless, because the store takes nothing that is older than what it has. What cannot be read is put aside, never cut
+//! off with whatever stands behind it: nobody can tell whether that was acknowledged.
 
+mod aside;
 mod record;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -21,6 +23,9 @@ use record::{HEAD_BYTES, Head};
 
 /// Name in the state directory.
 const FILE_NAME: &str = "results.spool";
+/// A file that cannot be read is tried this often, once a second, before it is put aside: what stands behind it, and what
+/// comes, must not wait for ever.
+const READ_TRIES_MAX: u32 = 5;
 
 /// Why nothing was kept.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +55,8 @@ pub(crate) struct SpoolStatistics {
     pub(crate) refused: u64,
     /// Batches that were not kept because the file system failed.
     pub(crate) failed: u64,
-    /// Batches that could not be read again, and ends that were cut off.
+    /// Batches that could not be read again, ends that were cut off, and files that were put aside (each for as many
+    /// batches as were known to wait in it, at least one).
     pub(crate) damaged: u64,
 }
 
@@ -82,7 +88,21 @@ struct State {
     /// Where the first batch begins that is not in the store.
     next: u64,
     bytes_max: u64,
+    /// Tries to read that failed, one after the other.
+    failed_reads: u32,
     statistics: SpoolStatistics,
+}
+
+/// What stands at a place of the file.
+enum Found {
+    /// A frame; its payload may be damaged.
+    Frame(Head, Vec<u8>),
+    /// The file ends here.
+    End,
+    /// The beginning of a frame whose end was never written.
+    Torn,
+    /// Neither.
+    Damaged,
 }
 
 /// A batch to write, and where the next begins.
@@ -105,6 +125,7 @@ impl Spool {
             length: 0,
             next: 0,
             bytes_max,
+            failed_reads: 0,
             statistics: SpoolStatistics::default(),
         };
         if let Err(error) = state.own(false) {
@@ -198,28 +219,54 @@ impl State {
                 "another process has it, which is about to end",
             ),
         })?;
+        // Its last owner may have put it aside since we opened it.
+        let (ours, named) = (file.metadata()?, std::fs::metadata(&self.path)?);
+        if (ours.dev(), ours.ino()) != (named.dev(), named.ino()) {
+            return Err(io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "another process has just put it aside",
+            ));
+        }
         if creates && let Some(directory) = self.path.parent() {
             File::open(directory)?.sync_all()?;
         }
-        self.recover(&file)?;
+        if let Err(error) = self.recover(&file) {
+            // Appends may come by the thousand in a second; they are no tries.
+            return if creates {
+                Err(error)
+            } else {
+                self.reading_failed(error)
+            };
+        }
+        self.failed_reads = 0;
         self.file = Some(file);
         Ok(())
     }
 
-    /// Counts what is there, and cuts off an end that was never acknowledged.
+    /// Counts what is there, and cuts off an end that was never acknowledged. What is neither is kept beside.
     fn recover(&mut self, file: &File) -> io::Result<()> {
         let length = file.metadata()?.len();
         let (mut place, mut waiting) = (0, 0);
-        while let Some((head, _)) = read(file, place, length)? {
-            waiting += 1;
-            place += frame_bytes(head);
-        }
+        let end = loop {
+            match read(file, place, length)? {
+                Found::Frame(head, _) => {
+                    waiting += 1;
+                    place += frame_bytes(head);
+                }
+                end => break end,
+            }
+        };
         if place < length {
-            self.statistics.damaged += 1;
             let bytes = length - place;
-            tracing::warn!(bytes, "cut the end off the spool: it is no whole batch");
+            if matches!(end, Found::Torn) {
+                tracing::warn!(bytes, "cut the end off the spool: it is no whole batch");
+            } else {
+                let aside = aside::copy(file, place, &self.path)?;
+                tracing::error!(bytes, aside = %aside.display(), "the end of the spool cannot be read; it may hold acknowledged results and was put aside");
+            }
             file.set_len(place)?;
             file.sync_data()?;
+            self.statistics.damaged += 1;
         }
         if waiting > 0 {
             tracing::info!(
@@ -229,6 +276,27 @@ impl State {
             );
         }
         (self.length, self.next, self.statistics.waiting) = (place, 0, waiting);
+        Ok(())
+    }
+
+    /// The error, unless it came too often: then the file is put aside.
+    fn reading_failed(&mut self, error: io::Error) -> io::Result<()> {
+        self.failed_reads += 1;
+        if self.failed_reads < READ_TRIES_MAX {
+            return Err(error);
+        }
+        self.put_aside(&error.to_string())
+    }
+
+    /// Gives the file another name, for an operator to look at. The next append makes a new one.
+    fn put_aside(&mut self, reason: &str) -> io::Result<()> {
+        let aside = aside::rename(&self.path)?;
+        let batches = self.statistics.waiting;
+        tracing::error!(batches, reason, aside = %aside.display(), "the spool cannot be read any further and was put aside; results in it are not in the store");
+        self.statistics.damaged += batches.max(1);
+        self.statistics.waiting = 0;
+        self.file = None;
+        (self.length, self.next, self.failed_reads) = (0, 0, 0);
         Ok(())
     }
 
@@ -273,32 +341,38 @@ impl State {
 
     fn oldest(&mut self) -> io::Result<Option<Kept>> {
         self.own(false)?;
-        let Some(file) = &self.file else {
-            return Ok(None);
-        };
-        let mut kept = None;
-        while kept.is_none() {
-            let Some((head, payload)) = read(file, self.next, self.length)? else {
-                break;
+        loop {
+            let Some(file) = &self.file else {
+                return Ok(None);
             };
-            let end = self.next + frame_bytes(head);
-            match Record::decode(head, &payload) {
-                Some(record) => kept = Some(Kept { record, end }),
-                None => {
-                    tracing::error!(
-                        bytes = payload.len(),
-                        "results in the spool are damaged and are left out"
-                    );
-                    self.next = end;
-                    self.statistics.damaged += 1;
-                    self.statistics.waiting = self.statistics.waiting.saturating_sub(1);
+            let (head, payload) = match read(file, self.next, self.length) {
+                Ok(Found::Frame(head, payload)) => (head, payload),
+                Ok(Found::End) => {
+                    self.empty()?;
+                    return Ok(None);
                 }
+                Ok(Found::Torn | Found::Damaged) => {
+                    self.put_aside("no batch begins where one must")?;
+                    return Ok(None);
+                }
+                Err(error) => {
+                    self.reading_failed(error)?;
+                    return Ok(None);
+                }
+            };
+            self.failed_reads = 0;
+            let end = self.next + frame_bytes(head);
+            if let Some(record) = Record::decode(head, &payload) {
+                return Ok(Some(Kept { record, end }));
             }
+            tracing::error!(
+                bytes = payload.len(),
+                "results in the spool are damaged and are left out"
+            );
+            self.next = end;
+            self.statistics.damaged += 1;
+            self.statistics.waiting = self.statistics.waiting.saturating_sub(1);
         }
-        if kept.is_none() {
-            self.empty()?;
-        }
-        Ok(kept)
     }
 
     fn done(&mut self, end: u64, outdated: u64) -> io::Result<()> {
@@ -323,22 +397,33 @@ impl State {
     }
 }
 
-/// The frame at `place`; `None` when there is no whole one before `length`.
-fn read(file: &File, place: u64, length: u64) -> io::Result<Option<(Head, Vec<u8>)>> {
-    if place + HEAD_BYTES as u64 > length {
-        return Ok(None);
+/// What stands at `place`, in a file of `length` bytes.
+fn read(file: &File, place: u64, length: u64) -> io::Result<Found> {
+    let left = length.saturating_sub(place);
+    if left == 0 {
+        return Ok(Found::End);
+    }
+    if left < HEAD_BYTES as u64 {
+        return Ok(Found::Torn);
     }
     let mut head = [0; HEAD_BYTES];
     file.read_exact_at(&mut head, place)?;
     let Some(head) = Head::decode(&head) else {
-        return Ok(None);
+        return Ok(Found::Damaged);
     };
-    if place + frame_bytes(head) > length {
-        return Ok(None);
-    }
-    let mut payload = vec![0; head.length];
+    let is_whole = frame_bytes(head) <= left;
+    // Less than one frame, and so bounded.
+    let payload_bytes = left.min(frame_bytes(head)) - HEAD_BYTES as u64;
+    let mut payload = vec![0; usize::try_from(payload_bytes).unwrap_or(0)];
     file.read_exact_at(&mut payload, place + HEAD_BYTES as u64)?;
-    Ok(Some((head, payload)))
+    Ok(if is_whole {
+        Found::Frame(head, payload)
+    } else if record::has_frame(&payload) {
+        // The length is wrong, not the end.
+        Found::Damaged
+    } else {
+        Found::Torn
+    })
 }
 
 fn frame_bytes(head: Head) -> u64 {
@@ -346,117 +431,4 @@ fn frame_bytes(head: Head) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use fleet_protocol::ids::{HostId, UnixSeconds};
-
-    use super::*;
-    use crate::model::LabelResult;
-
-    fn record(host: u32) -> Record {
-        Record {
-            labels: vec![LabelResult {
-                host: HostId(host),
-                at: UnixSeconds(7),
-                memberships: Vec::new(),
-            }],
-            ..Record::default()
-        }
-    }
-
-    async fn drain(spool: &Spool) -> Vec<u32> {
-        let mut hosts = Vec::new();
-        while let Some(kept) = spool.oldest().await.unwrap() {
-            hosts.extend(kept.record.labels.iter().map(|label| label.host.0));
-            spool.done(&kept, 0).await.unwrap();
-        }
-        hosts
-    }
-
-    fn size(dir: &Path) -> u64 {
-        std::fs::metadata(dir.join(FILE_NAME)).unwrap().len()
-    }
-
-    #[tokio::test]
-    async fn batches_come_back_in_order_and_leave_an_empty_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::open(dir.path());
-        assert!(spool.oldest().await.unwrap().is_none());
-        assert!(!dir.path().join(FILE_NAME).exists());
-        for host in 1..=3 {
-            spool.append(&record(host)).await.unwrap();
-        }
-        // One is written, then the process ends; replaying it again is harmless.
-        let kept = spool.oldest().await.unwrap().unwrap();
-        spool.done(&kept, 0).await.unwrap();
-        assert_eq!(spool.statistics().waiting, 2);
-        drop(spool);
-        let spool = Spool::open(dir.path());
-        assert_eq!(spool.statistics().waiting, 3);
-        spool.append(&record(4)).await.unwrap();
-        assert_eq!(drain(&spool).await, [1, 2, 3, 4]);
-        assert_eq!(size(dir.path()), 0);
-        spool.append(&record(5)).await.unwrap();
-        assert_eq!(drain(&spool).await, [5]);
-        assert_eq!(spool.statistics().waiting, 0);
-    }
-
-    #[tokio::test]
-    async fn a_full_spool_refuses_and_keeps_what_it_has() {
-        let dir = tempfile::tempdir().unwrap();
-        let frame = record(1).encode().unwrap().len() as u64;
-        let spool = Spool::open_bounded(dir.path(), 2 * frame);
-        spool.append(&record(1)).await.unwrap();
-        spool.append(&record(2)).await.unwrap();
-        assert!(matches!(spool.append(&record(3)).await, Err(Error::Full)));
-        assert_eq!(spool.statistics().refused, 1);
-        assert_eq!(drain(&spool).await, [1, 2]);
-        spool.append(&record(4)).await.unwrap();
-        assert_eq!(drain(&spool).await, [4]);
-    }
-
-    #[tokio::test]
-    async fn torn_ends_are_cut_and_damaged_batches_left_out() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(FILE_NAME);
-        let frames: Vec<Vec<u8>> = (1..=3).map(|host| record(host).encode().unwrap()).collect();
-        let mut bytes = frames.concat();
-        let in_second = frames[0].len() + HEAD_BYTES + 3;
-        bytes[in_second] ^= 1;
-        for torn in [
-            &frames[0][..HEAD_BYTES - 1],
-            &frames[0][..HEAD_BYTES + 1],
-            b"x",
-        ] {
-            std::fs::write(&path, [&bytes, torn].concat()).unwrap();
-            let spool = Spool::open(dir.path());
-            assert_eq!(size(dir.path()), bytes.len() as u64);
-            assert_eq!(drain(&spool).await, [1, 3]);
-            assert_eq!(spool.statistics().damaged, 2);
-        }
-    }
-
-    #[tokio::test]
-    async fn one_process_at_a_time_has_the_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = Spool::open(dir.path());
-        first.append(&record(1)).await.unwrap();
-        let second = Spool::open(dir.path());
-        let refused = second.append(&record(2)).await;
-        assert!(matches!(refused, Err(Error::Storage(_))), "{refused:?}");
-        assert!(second.oldest().await.is_err());
-        first.append(&record(3)).await.unwrap();
-        drop(first);
-        assert_eq!(drain(&second).await, [1, 3]);
-        second.append(&record(4)).await.unwrap();
-        assert_eq!(drain(&second).await, [4]);
-    }
-
-    #[tokio::test]
-    async fn a_file_that_cannot_be_made_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::open(&dir.path().join("missing"));
-        let outcome = spool.append(&record(1)).await;
-        assert!(matches!(outcome, Err(Error::Storage(_))), "{outcome:?}");
-        assert_eq!(spool.statistics().failed, 1);
-    }
-}
+mod tests;

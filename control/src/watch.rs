@@ -1,7 +1,7 @@
 //! Keeps the roster true to the store: first load, changes of this and of other nodes, seen marks.
 //!
 //! Invariants: the position moves on only after everything up to it has been applied, and applying twice is harmless;
-//! while the store is away the roster stays as it is and agents are served from it.
+//! while the store is away or read-only, so perhaps behind, the roster stays as it is and agents are served from it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -224,10 +224,14 @@ impl Agents {
         if !*self.is_loaded.borrow() {
             return self.load_all().await;
         }
+        if self.store.is_read_only() {
+            return self.store.require_writable().await;
+        }
         if must_check {
             let (oldest, newest) = self.store.change_bounds().await?;
             let seq = lock(&self.roster).hub().seq();
             if newest < seq || oldest.0 > seq.0 + 1 {
+                self.store.require_writable().await?;
                 tracing::warn!(%oldest, %newest, %seq, "changes were lost from sight; loading all hosts again");
                 return self.load_all().await;
             }
@@ -264,6 +268,9 @@ impl Agents {
         let mut left = BTreeSet::new();
         for ids in ids.chunks(HOSTS_LIMIT) {
             let states = self.store.hosts_by_ids(ids).await?;
+            if states.len() < ids.len() {
+                self.store.require_writable().await?;
+            }
             let mut roster = lock(&self.roster);
             let own_writes = lock(&self.own_writes);
             let mut gone: BTreeSet<HostId> = ids.iter().copied().collect();
@@ -298,7 +305,8 @@ impl Agents {
         Ok(())
     }
 
-    /// Everything, from the store; what is known already stays in service meanwhile, and what the store lacks goes.
+    /// Everything, from the store; what is known already stays in service meanwhile, and what the store lacks goes. From
+    /// a server that takes no writes only the first load is taken, for there is nothing to serve else; and nothing goes.
     async fn load_all(&self) -> store::Result<()> {
         let began = Instant::now();
         let is_first = !*self.is_loaded.borrow();
@@ -316,7 +324,11 @@ impl Agents {
         self.respec(&specs).await;
         let present = self.load_hosts().await?;
         self.load_seen().await?;
-        self.remove_absent(&present);
+        match self.store.require_writable().await {
+            Ok(()) => self.remove_absent(&present),
+            Err(_) if is_first => {}
+            Err(error) => return Err(error),
+        }
         let mut roster = lock(&self.roster);
         if is_first || newest < roster.hub().seq() {
             // What is newer than the bounds comes again by the first look.

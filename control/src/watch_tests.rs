@@ -202,6 +202,47 @@ async fn a_store_that_is_away_makes_nothing_invalid() {
 }
 
 #[tokio::test]
+async fn a_server_that_may_be_behind_makes_nothing_invalid() {
+    let bench = Bench::new().await;
+    let start = now();
+    let (key, host) = bench.enroll("web-1", start).await;
+    bench.catch_up().await;
+    // A replica that lags behind knows neither the host nor the newest changes.
+    bench.store.delete_host(host).await.unwrap();
+    bench.store.set_read_only(true);
+    let unavailable = Answer::Refused(Reject::StoreUnavailable);
+    let others = Secret::new("other");
+    assert_eq!(bench.lookup(&others, start).await, unavailable);
+    let stranger = Request::Read(HostId(77));
+    assert_eq!(bench.one(stranger.clone(), start).await, unavailable);
+    let seq = bench.agents.statistics().feed_seq;
+    lock(&bench.agents.roster).publish(Some(FeedSeq(seq.0 + 100)));
+    let mut again = BTreeSet::from([host]);
+    for must_check in [false, true] {
+        let looked = bench.agents.look(&mut again, must_check).await;
+        assert!(looked.unwrap_err().is_away());
+        // Also the whole load must not take it.
+        assert!(bench.agents.load_all().await.unwrap_err().is_away());
+        assert!(matches!(
+            bench.lookup(&key, start).await,
+            Answer::Host(Some(found)) if found.id == host
+        ));
+    }
+    // One that starts now serves what there is, and removes nothing either.
+    let late = Bench::agents(&bench.store, &bench.config).await;
+    assert!(late.statistics().is_loaded);
+
+    bench.store.set_read_only(false);
+    bench.agents.look(&mut again, true).await.unwrap();
+    assert_eq!(bench.lookup(&key, start).await, Answer::Host(None));
+    assert_eq!(bench.lookup(&others, start).await, Answer::Host(None));
+    assert_eq!(
+        bench.one(stranger, start).await,
+        Answer::Refused(Reject::NodeKeyUnknown)
+    );
+}
+
+#[tokio::test]
 async fn results_outlive_an_outage_and_a_restart() {
     let bench = Bench::new().await;
     let start = now();

@@ -18,7 +18,7 @@
 //! one write and one sync; a lone one waits for nobody. After a failure the file is cut back to its length before the
 //! write, everybody in the group is told, and the journal is unhealthy until something can be written again. A file
 //! whose sync failed is closed, and the group goes to a new one. What a crash left unfinished is put aside when the file is
-//! opened, counted and told. Equal batches of one host within a minute are stored once. Waiting appends are bounded in number
+//! opened, counted and told. Equal batches of one host within a minute (status logs: 16 s) are stored once. Waiting appends are bounded in number
 //! and bytes, and room is left on the disk for what else lives there.
 
 mod closed;

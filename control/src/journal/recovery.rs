@@ -311,7 +311,7 @@ fn last_line_break<F: Medium>(log: &F, length: u64) -> io::Result<Option<u64>> {
     Ok((floor == 0).then_some(0))
 }
 
-fn fingerprint<F: Medium>(log: &F, from: u64, to: u64) -> io::Result<u128> {
+pub(super) fn fingerprint<F: Medium>(log: &F, from: u64, to: u64) -> io::Result<u128> {
     let mut hash = Xxh3::new();
     let mut start = from;
     while start < to {

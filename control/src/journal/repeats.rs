@@ -2,10 +2,17 @@
 //!
 //! An agent whose connection breaks sends the same bytes again at once, on another connection and maybe to another
 //! worker; it cannot know that we have them. A batch is known by its host, its log type and a 128-bit hash of its lines:
-//! no host can make another's lines vanish, and chance makes no two batches of one host equal. Lines carry their time
-//! and a counter, so equal bytes within [`REPEAT_WINDOW`] are one batch sent twice; empty batches are not remembered.
+//! no host can make another's lines vanish, and chance makes no two batches of one host equal. Empty batches are not
+//! remembered.
 //!
-//! Memory is bounded: at most [`REPEATS_MAX`] stored batches, for [`REPEAT_WINDOW`] each; the oldest gives way. Those under
+//! Results carry their time and a counter, so equal bytes within [`REPEAT_WINDOW`] are one batch sent twice. Status lines
+//! carry their time in seconds and no counter, so an agent may mean it when it sends equal bytes again; their
+//! [`window`] is the time that one exchange of an agent may take, in which a repetition is expected. What remains: a
+//! host's two status batches that are equal byte for byte, with all their times of the same second, and come within that
+//! window, are stored once (each line of the second stands in the first); and a status batch that is
+//! sent again later than that is stored twice.
+//!
+//! Memory is bounded: at most [`REPEATS_MAX`] stored batches, for their window each; the oldest gives way. Those under
 //! way are bounded by the journal's queue.
 
 use std::collections::VecDeque;
@@ -15,10 +22,20 @@ use fleet_protocol::agent::LogType;
 use fleet_protocol::ids::HostId;
 use hashbrown::HashMap;
 
-/// A batch is remembered for this long after it was stored.
+/// A batch of results is remembered for this long after it was stored; one of status logs for less.
 pub(super) const REPEAT_WINDOW: Duration = Duration::from_secs(60);
+/// An agent's deadline for one exchange.
+const STATUS_WINDOW: Duration = Duration::from_secs(16);
 /// Stored batches that are remembered: 4,369 a second, in at most 48 MiB.
 pub(super) const REPEATS_MAX: usize = 1 << 18;
+
+/// For how long a batch is remembered after it was stored.
+pub(super) fn window(log_type: LogType) -> Duration {
+    match log_type {
+        LogType::Result => REPEAT_WINDOW,
+        LogType::Status => STATUS_WINDOW,
+    }
+}
 
 /// One batch of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,8 +61,8 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 pub(super) struct Repeats<W> {
     batches: HashMap<Key, State<W>>,
-    /// Stored ones, oldest first.
-    stored: VecDeque<(Instant, Key)>,
+    /// Stored ones of each of [`LogType::ALL`], oldest first.
+    stored: [VecDeque<(Instant, Key)>; LogType::ALL.len()],
 }
 
 #[derive(Debug)]
@@ -58,7 +75,7 @@ impl<W> Default for Repeats<W> {
     fn default() -> Self {
         Self {
             batches: HashMap::new(),
-            stored: VecDeque::new(),
+            stored: Default::default(),
         }
     }
 }
@@ -108,29 +125,55 @@ impl<W> Repeats<W> {
             Some(State::UnderWay(_)) => return false,
             None => {}
         }
-        while self.stored.len() >= REPEATS_MAX {
+        while self.remembered() >= REPEATS_MAX {
             self.forget_first();
         }
         self.batches.insert(key, State::Stored);
-        self.stored.push_back((now, key));
+        let [results, status] = &mut self.stored;
+        match key.log_type {
+            LogType::Result => results.push_back((now, key)),
+            LogType::Status => status.push_back((now, key)),
+        }
         true
+    }
+
+    /// Nobody will end the batches that are under way: everybody who waits for one.
+    pub(super) fn abandon(&mut self) -> Vec<W> {
+        let is_under_way = |_: &Key, state: &mut State<W>| matches!(state, State::UnderWay(_));
+        let abandoned = self.batches.extract_if(is_under_way);
+        abandoned
+            .flat_map(|(_, state)| match state {
+                State::UnderWay(waiters) => waiters,
+                State::Stored => Vec::new(),
+            })
+            .collect()
     }
 
     /// Stored batches that are remembered.
     pub(super) fn remembered(&self) -> usize {
-        self.stored.len()
+        self.stored.iter().map(VecDeque::len).sum()
     }
 
     fn forget_old(&mut self, now: Instant) {
-        while let Some((at, _)) = self.stored.front()
-            && now.saturating_duration_since(*at) > REPEAT_WINDOW
-        {
-            self.forget_first();
+        for stored in &mut self.stored {
+            while let Some((at, key)) = stored.front()
+                && now.saturating_duration_since(*at) > window(key.log_type)
+            {
+                self.batches.remove(key);
+                stored.pop_front();
+            }
         }
     }
 
+    /// Of both types.
     fn forget_first(&mut self) {
-        if let Some((_, key)) = self.stored.pop_front() {
+        let first = |stored: &&mut VecDeque<(Instant, Key)>| stored.front().map(|(at, _)| *at);
+        let oldest = self
+            .stored
+            .iter_mut()
+            .filter(|stored| !stored.is_empty())
+            .min_by_key(first);
+        if let Some((_, key)) = oldest.and_then(VecDeque::pop_front) {
             self.batches.remove(&key);
         }
     }
@@ -173,6 +216,36 @@ mod tests {
         let too_late = later + Duration::from_millis(1);
         assert_eq!(repeats.begin(key(1, 5), too_late), Verdict::Store);
         assert_eq!(repeats.remembered(), 0);
+    }
+
+    #[test]
+    fn status_batches_are_known_for_one_exchange_only() {
+        let (mut repeats, now) = (Repeats::<u32>::default(), Instant::now());
+        let result = key(1, 5);
+        let status = Key {
+            log_type: LogType::Status,
+            ..result
+        };
+        repeats.remember(result, now);
+        repeats.remember(status, now);
+        let at = now + Duration::from_secs(16);
+        assert_eq!(repeats.begin(status, at), Verdict::Stored);
+        // The agent logs the same once more.
+        let at = at + Duration::from_millis(1);
+        assert_eq!(repeats.begin(status, at), Verdict::Store);
+        assert_eq!(repeats.begin(result, at), Verdict::Stored);
+        assert_eq!(repeats.remembered(), 1);
+    }
+
+    #[test]
+    fn batches_that_nobody_will_end_are_abandoned() {
+        let (mut repeats, now) = (Repeats::<u32>::default(), Instant::now());
+        repeats.remember(key(1, 4), now);
+        assert_eq!(repeats.begin(key(1, 5), now), Verdict::Store);
+        repeats.wait(&key(1, 5), 8);
+        assert_eq!(repeats.abandon(), [8]);
+        assert_eq!(repeats.begin(key(1, 4), now), Verdict::Stored);
+        assert_eq!(repeats.begin(key(1, 5), now), Verdict::Store);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! that is under way is ended by the writer, or here when it did not get into the queue; never by a caller that went away.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -24,6 +24,7 @@ use super::{Error, Fate, LogStatistics, join};
 const WAITING_APPENDS_MAX: usize = 4096;
 /// Bytes that wait for one writer; beyond, an append is refused.
 const WAITING_BYTES_MAX: u64 = 256 << 20;
+const DEAD: &str = "the writer of the log panicked; restart the gateway's control process";
 
 /// Lines of one host, each ended by a line break; never empty.
 pub(super) struct Entry {
@@ -51,6 +52,8 @@ pub(super) struct Shared {
     repeats: Mutex<Repeats<oneshot::Sender<Fate>>>,
     pub(super) waiting_bytes: AtomicU64,
     is_closed: AtomicBool,
+    /// The writer panicked.
+    is_dead: AtomicBool,
 }
 
 impl Shared {
@@ -64,6 +67,36 @@ impl Shared {
             repeats: Mutex::default(),
             waiting_bytes: AtomicU64::new(0),
             is_closed: AtomicBool::new(false),
+            is_dead: AtomicBool::new(false),
+        }
+    }
+
+    /// Why nobody answered an append. Only a journal that was told to end may send agents elsewhere.
+    fn silence(&self) -> Error {
+        if self.is_closed.load(Ordering::Relaxed) {
+            Error::Closed
+        } else {
+            Error::Storage(DEAD.into())
+        }
+    }
+
+    /// Nobody writes any more: shows it, and tells everybody who waits. The queue is gone by now.
+    fn die(&self) {
+        self.is_dead.store(true, Ordering::Relaxed);
+        let segment = {
+            let mut statistics = self.statistics();
+            statistics.is_healthy = false;
+            DEAD.clone_into(&mut statistics.detail);
+            statistics.segment.clone()
+        };
+        tracing::error!(
+            file = segment,
+            "cannot store log lines: {DEAD}; agents keep them and try again"
+        );
+        let abandoned = self.repeats().abandon();
+        for waiter in abandoned {
+            // A caller whose deadline passed is gone.
+            let _ = waiter.send(Err(self.silence()));
         }
     }
 
@@ -95,6 +128,23 @@ impl Shared {
     }
 }
 
+/// What a writer thread takes from. Its end by a panic ends the series: a writer that starts again in the middle of what
+/// made it panic cannot be trusted with files.
+struct Queue {
+    messages: Option<Receiver<Message>>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // What waits in it is answered by the loss of its acknowledgement; what comes finds it gone, and ends its own.
+        self.messages = None;
+        if std::thread::panicking() {
+            self.shared.die();
+        }
+    }
+}
+
 /// One writer thread and the way to it.
 pub(super) struct Series {
     shared: Arc<Shared>,
@@ -118,13 +168,29 @@ impl Series {
         archive_wakes: SyncSender<()>,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::new(&place));
-        let (queue, appends) = sync_channel(WAITING_APPENDS_MAX);
         let name = format!("journal-{}", place.stem());
         let writer = Writer::new(place, options, Arc::clone(&shared), archive_wakes);
+        Self::spawn(&name, shared, move |messages| writer.run(messages))
+    }
+
+    pub(super) fn spawn(
+        name: &str,
+        shared: Arc<Shared>,
+        run: impl FnOnce(&Receiver<Message>) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (queue, messages) = sync_channel(WAITING_APPENDS_MAX);
+        let taken = Queue {
+            messages: Some(messages),
+            shared: Arc::clone(&shared),
+        };
         let thread = std::thread::Builder::new()
             // The kernel keeps 15 bytes of it.
             .name(name.replace("osquery_", ""))
-            .spawn(move || writer.run(&appends))?;
+            .spawn(move || {
+                if let Some(messages) = &taken.messages {
+                    run(messages);
+                }
+            })?;
         Ok(Self {
             shared,
             queue,
@@ -136,6 +202,9 @@ impl Series {
     pub(super) async fn append(&self, logs: Vec<Log>) -> Vec<Fate> {
         if self.shared.is_closed.load(Ordering::Relaxed) {
             return logs.iter().map(|_| Err(Error::Closed)).collect();
+        }
+        if self.shared.is_dead.load(Ordering::Relaxed) {
+            return logs.iter().map(|_| Err(self.shared.silence())).collect();
         }
         let arrived = Instant::now();
         let line_counts: Vec<u64> = logs.iter().map(|log| log.line_count.into()).collect();
@@ -151,7 +220,7 @@ impl Series {
                 Outlook::Known(fate) => fate,
                 Outlook::Own => own.clone(),
                 Outlook::Equal(told) => {
-                    let fate = told.await.unwrap_or(Err(Error::Closed));
+                    let fate = told.await.unwrap_or_else(|_| Err(self.shared.silence()));
                     if fate.is_ok() {
                         self.count_duplicate(line_count);
                     }
@@ -228,7 +297,7 @@ impl Series {
                 ) => None,
                 Err(TrySendError::Full(Message::Append(append))) => Some((append, Error::Busy)),
                 Err(TrySendError::Disconnected(Message::Append(append))) => {
-                    Some((append, Error::Closed))
+                    Some((append, self.shared.silence()))
                 }
             }
         };
@@ -240,7 +309,7 @@ impl Series {
             self.shared.end(&append.entries, &fate);
             return fate;
         }
-        acked.await.unwrap_or(Err(Error::Closed))
+        acked.await.unwrap_or_else(|_| Err(self.shared.silence()))
     }
 
     fn count_duplicate(&self, line_count: u64) {
@@ -251,8 +320,14 @@ impl Series {
 
     pub(super) fn statistics(&self) -> LogStatistics {
         let remembered = self.shared.repeats().remembered();
+        // What a dead writer took with it was answered.
+        let waiting_bytes = if self.shared.is_dead.load(Ordering::Relaxed) {
+            0
+        } else {
+            self.shared.waiting_bytes.load(Ordering::Relaxed)
+        };
         LogStatistics {
-            waiting_bytes: self.shared.waiting_bytes.load(Ordering::Relaxed),
+            waiting_bytes,
             remembered_batches: remembered as u64,
             ..self.shared.statistics().clone()
         }

@@ -1,7 +1,9 @@
 //! Batches that come again, also after a restart; files that must not be written again.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc::sync_channel;
 
+use fleet_protocol::config::LogCompression;
 use fleet_protocol::ids::HostId;
 use tempfile::TempDir;
 
@@ -195,5 +197,87 @@ async fn a_suspect_file_is_closed_and_the_lines_go_to_a_new_one() {
         "{\"after\":1}\n"
     );
     assert!(verify(&options, state.path()).unwrap().is_sound);
+    journal.finish().await;
+}
+
+/// The index of a file that was put away may name lines that were refused.
+#[tokio::test]
+async fn lines_that_only_the_last_index_knows_are_stored_when_they_come_again() {
+    for packing in [LogCompression::None, LogCompression::Zstd] {
+        let state = TempDir::new().unwrap();
+        let options = Filesystem {
+            max_size: 1,
+            ..Filesystem::default()
+        };
+        let lines: Vec<String> = (0..4)
+            .map(|n| format!("{{\"n\":{n},\"x\":\"{}\"}}\n", "y".repeat(400_000)))
+            .collect();
+        let journal = open(state.path(), &options);
+        for line in &lines {
+            append(&journal, line).await.unwrap();
+        }
+        journal.finish().await;
+        // The third is not in the first segment after all.
+        let files = names(&directory(state.path()));
+        let name = files.iter().find(|name| name.contains("-000001")).unwrap();
+        let path = directory(state.path()).join(name);
+        let closed = lines[..2].concat();
+        if packing == LogCompression::Zstd {
+            let packed = zstd::encode_all(closed.as_bytes(), 1).unwrap();
+            std::fs::write(path.with_extension("log.zst"), packed).unwrap();
+            std::fs::remove_file(path).unwrap();
+        } else {
+            std::fs::write(path, closed).unwrap();
+        }
+        let journal = open(state.path(), &options);
+        for line in &lines {
+            append(&journal, line).await.unwrap();
+        }
+        assert_eq!(statistics(&journal).duplicate_batches, 3, "{packing:?}");
+        let stored: BTreeSet<String> = all_lines(&directory(state.path())).into_iter().collect();
+        assert_eq!(stored.len(), 4, "{packing:?}");
+        journal.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_that_panics_makes_the_journal_unhealthy_and_answers_who_waits() {
+    let state = TempDir::new().unwrap();
+    let place = places(&Filesystem::default(), state.path()).remove(0);
+    let (go, wait) = sync_channel::<()>(1);
+    let series = Series::spawn("panics", Arc::new(Shared::new(&place)), move |messages| {
+        let _taken = messages.recv();
+        wait.recv().unwrap();
+        panic!("as a test asks");
+    })
+    .unwrap();
+    let (archive_wakes, _woken) = sync_channel(1);
+    let journal = Arc::new(Journal {
+        series: vec![series],
+        archive_wakes,
+        archive_stop: Arc::default(),
+        archive: Mutex::default(),
+    });
+    assert_eq!(journal.fault(), None);
+    // One that the writer has, one that is equal to it, one in the queue.
+    let texts = ["{\"a\":1}\n", "{\"a\":1}\n", "{\"b\":1}\n"];
+    let tasks: Vec<_> = texts
+        .into_iter()
+        .map(|text| {
+            let journal = Arc::clone(&journal);
+            tokio::spawn(async move { append(&journal, text).await })
+        })
+        .collect();
+    until("both wait", || statistics(&journal).waiting_bytes == 16).await;
+    go.send(()).unwrap();
+    for task in tasks {
+        let fate = task.await.unwrap();
+        assert!(matches!(fate, Err(Error::Storage(_))), "{fate:?}");
+    }
+    until("it is told", || journal.fault().is_some()).await;
+    assert!(journal.fault().unwrap().contains("panicked"));
+    let fate = append(&journal, texts[0]).await;
+    assert!(matches!(fate, Err(Error::Storage(_))), "{fate:?}");
+    assert_eq!(statistics(&journal).waiting_bytes, 0);
     journal.finish().await;
 }

@@ -110,11 +110,7 @@ fn segment(
     let index = File::open(place.index(sequence)).ok();
     let index = index.and_then(|file| Index::open(file, sequence).transpose());
     let read = open(&report.file, packing).and_then(|log| {
-        let mut log = Log {
-            log,
-            position: 0,
-            is_over: false,
-        };
+        let mut log = Log::new(log);
         if let Some(index) = index {
             compare(&mut log, index?, is_active, &mut report)?;
         }
@@ -180,7 +176,8 @@ fn damaged(report: &mut SegmentReport, records: impl IntoIterator<Item = Record>
     }
 }
 
-fn open(file: &Path, packing: LogCompression) -> io::Result<Box<dyn Read>> {
+/// The lines of a segment, unpacked.
+pub(super) fn open(file: &Path, packing: LogCompression) -> io::Result<Box<dyn Read>> {
     let file = BufReader::with_capacity(CHUNK_BYTES, File::open(file)?);
     Ok(match packing {
         LogCompression::None => Box::new(file),
@@ -190,20 +187,28 @@ fn open(file: &Path, packing: LogCompression) -> io::Result<Box<dyn Read>> {
 }
 
 /// A segment, read once from its beginning.
-struct Log {
+pub(super) struct Log {
     log: Box<dyn Read>,
     position: u64,
     is_over: bool,
 }
 
 impl Log {
+    pub(super) fn new(log: Box<dyn Read>) -> Self {
+        Self {
+            log,
+            position: 0,
+            is_over: false,
+        }
+    }
+
     /// How many bytes were passed.
-    fn skip_to(&mut self, offset: u64) -> io::Result<u64> {
+    pub(super) fn skip_to(&mut self, offset: u64) -> io::Result<u64> {
         self.each_chunk(offset.saturating_sub(self.position), |_| {})
     }
 
     /// As many bytes as there are, and their fingerprint.
-    fn hash(&mut self, length: u64) -> io::Result<(u64, u128)> {
+    pub(super) fn hash(&mut self, length: u64) -> io::Result<(u64, u128)> {
         let mut hash = Xxh3::new();
         let length = self.each_chunk(length, |chunk| hash.update(chunk))?;
         Ok((length, hash.digest128()))

@@ -288,7 +288,7 @@ pub(super) fn journal(
         ),
         (
             "fleet_control_journal_duplicate_batches",
-            "Batches that a host sent again within a minute; acknowledged, not stored again.",
+            "Batches that a host sent again within a minute, or 16 s for status logs; acknowledged, not stored again.",
             |log| log.duplicate_batches,
         ),
         (
@@ -338,7 +338,7 @@ fn journal_sizes(page: &mut Page<'_>, all: &[(&'static str, LogStatistics)]) -> 
     page.gauge(
         by(
             "fleet_control_journal_remembered_batches",
-            "Batches of the last minute that would be known again.",
+            "Batches of the last minute, or 16 s for status logs, that would be known again.",
             "log_type",
         ),
         None,

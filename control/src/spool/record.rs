@@ -75,6 +75,11 @@ impl Head {
     }
 }
 
+/// Whether a frame may begin somewhere in these bytes.
+pub(super) fn has_frame(bytes: &[u8]) -> bool {
+    memchr::memmem::find(bytes, &MAGIC).is_some()
+}
+
 fn checksum(length: u32, payload: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&length.to_le_bytes());

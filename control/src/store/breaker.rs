@@ -3,6 +3,9 @@
 //! Closed, it watches two things over a window: how long callers wait for a connection, and how statements end. It
 //! opens when half or more of either goes wrong, and at once when nobody answers the door. Open, it refuses everybody
 //! but one probe at a time, with a growing pause between two of them; a probe's success closes it.
+//!
+//! Invariant: who is refused hears that the store is away or denies access, never that it failed: results that a store
+//! failed at are given up.
 
 use std::time::Duration;
 
@@ -153,6 +156,7 @@ impl Breaker {
         if self.closed_at.is_none_or(|at| now >= at + CALM) {
             self.strikes = 0;
         }
+        let error = error.on_the_way();
         self.open = Some(Open {
             since: now,
             error: error.clone(),
@@ -184,7 +188,7 @@ impl Breaker {
             }
             Err(error) => {
                 self.strikes = self.strikes.saturating_add(1);
-                open.error = error;
+                open.error = error.on_the_way();
                 open.is_probing = false;
                 open.probe_at = now + pause(self.strikes, dice);
                 None
@@ -275,6 +279,20 @@ mod tests {
             Some(Change::Closed { after })
         );
         assert!(matches!(breaker.enter(last), Entry::Pass));
+    }
+
+    #[test]
+    fn nobody_is_refused_with_a_failure() {
+        let mut breaker = Breaker::default();
+        let start = Instant::now();
+        let failed = || Error::Failed("blocked".into());
+        breaker.note(Sign::Unreachable(failed()), start, 0);
+        let away = Error::Unavailable("blocked".into());
+        assert!(matches!(breaker.enter(start), Entry::Refuse(error) if error == away));
+        let later = start + PAUSE_FIRST;
+        assert!(matches!(breaker.enter(later), Entry::Probe));
+        breaker.probed(Err(failed()), later, 0);
+        assert!(matches!(breaker.enter(later), Entry::Refuse(error) if error == away));
     }
 
     #[test]

@@ -11,11 +11,12 @@ use tokio::time::Instant;
 
 use super::breaker::{Breaker, Change, Entry, Sign};
 use super::error::{Error, Fault};
-use super::pools::Purpose;
+use super::pools::{Knock, Purpose};
+use super::{Store, read_only};
 
 /// A wait for a connection after one broke.
 const DOUBT_DEADLINE: Duration = Duration::from_secs(1);
-/// A probe's wait for a connection, and its first statement.
+/// Each step of a probe: making a connection beside the pool, waiting for one of the pool, the first statement.
 pub(super) const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Counters and states for operators.
@@ -40,6 +41,8 @@ pub(super) struct Gate {
     of: String,
     /// The embedded store is never away.
     is_guarded: bool,
+    /// A replica is read-only by trade.
+    is_primary: bool,
     breaker: Mutex<Breaker>,
     demoted: Mutex<Option<Demoted>>,
     retirement: Mutex<Retirement>,
@@ -87,7 +90,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Gate {
     pub(super) fn new(is_guarded: bool) -> Self {
-        Self::named("primary".to_owned(), is_guarded)
+        Self {
+            is_primary: true,
+            ..Self::named("primary".to_owned(), is_guarded)
+        }
     }
 
     pub(super) fn of_replica(address: &str) -> Self {
@@ -98,6 +104,7 @@ impl Gate {
         Self {
             of,
             is_guarded,
+            is_primary: false,
             breaker: Mutex::default(),
             demoted: Mutex::default(),
             retirement: Mutex::default(),
@@ -154,6 +161,8 @@ impl Gate {
         match change {
             Some(Change::Opened(error)) => {
                 self.opened.fetch_add(1, Relaxed);
+                // Those that are idle may be dead, and nobody would hear of it before a statement's deadline.
+                self.recall();
                 tracing::warn!(of = self.of, %error, "the store's breaker opened: calls fail at once until a probe succeeds");
             }
             Some(Change::Closed { after }) => {
@@ -170,7 +179,7 @@ impl Gate {
     /// The server said that it is read-only: writes are refused until [`Gate::promote`], and no connection of now is
     /// used again, since the name may lead to another server by then.
     pub(super) fn demote(&self, error: &Error) {
-        if !self.is_guarded {
+        if !self.is_guarded || !self.is_primary {
             return;
         }
         let mut demoted = lock(&self.demoted);
@@ -239,6 +248,38 @@ impl Gate {
     }
 }
 
+impl Store {
+    /// Whether the server was found to take no writes. What its name leads to may be a replica that lags behind: what
+    /// is not found in it is not known to be gone.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.gate.is_demoted()
+    }
+
+    /// Asks, over a connection of its own, whether the name leads to a server that takes writes; what follows from rows
+    /// that are missing may be done only then.
+    pub(crate) async fn require_writable(&self) -> Result<(), Error> {
+        if !self.is_read_only() {
+            match self.pools.knock().await? {
+                Knock::Writable => {}
+                Knock::ReadOnly => self.gate.demote(&read_only()),
+            }
+        }
+        if self.is_read_only() {
+            return Err(read_only());
+        }
+        Ok(())
+    }
+
+    /// As if the server had been found so, on either engine.
+    #[cfg(test)]
+    pub(crate) fn set_read_only(&self, is_read_only: bool) {
+        *lock(&self.gate.demoted) = is_read_only.then(|| Demoted {
+            since: Instant::now(),
+            error: read_only(),
+        });
+    }
+}
+
 impl Retirement {
     fn may_retire(
         &mut self,
@@ -260,13 +301,13 @@ impl Ticket<'_> {
         self.is_probe
     }
 
-    /// The end of the wait for a connection.
+    /// The end of the wait for a connection. A probe has a time of its own for each step, or a server that is slow to
+    /// connect to would never be found to be back.
     pub(super) fn deadline(&self, now: Instant, deadline: Instant) -> Instant {
-        let patience = if self.is_probe {
-            Some(PROBE_DEADLINE)
-        } else {
-            self.gate.patience()
-        };
+        if self.is_probe {
+            return now + PROBE_DEADLINE;
+        }
+        let patience = self.gate.patience();
         patience.map_or(deadline, |patience| deadline.min(now + patience))
     }
 
@@ -340,11 +381,30 @@ mod tests {
         assert!(gate.open_for().is_some());
         let mut probe = enter(60).unwrap();
         assert!(probe.is_probe());
+        // Whatever the caller's time is, and however long the first step took.
+        let knocked = Instant::now();
+        assert_eq!(probe.deadline(knocked, knocked), knocked + PROBE_DEADLINE);
         probe.answered();
         assert!(!enter(0).unwrap().is_probe());
         let statistics = gate.statistics();
         assert_eq!((statistics.opened, statistics.refused), (1, 2));
         assert!(!statistics.is_open);
+    }
+
+    #[test]
+    fn connections_of_before_an_outage_are_not_used_again() {
+        let gate = Gate::new(true);
+        let second = Duration::from_secs(1);
+        assert!(!gate.is_recalled(second, Instant::now()));
+        gate.note(Sign::Unreachable(gone()));
+        assert!(gate.is_recalled(second, Instant::now()));
+    }
+
+    #[test]
+    fn a_replica_is_not_demoted() {
+        let gate = Gate::of_replica("db");
+        gate.demote(&gone());
+        assert_eq!((gate.is_demoted(), gate.statistics().demoted), (false, 0));
     }
 
     #[test]

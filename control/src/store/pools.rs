@@ -3,6 +3,7 @@
 //! Owner of the pools; whether they are asked at all is the gate's word. Invariant: an operation takes one connection
 //! and never a second one while it holds it.
 
+use std::cell::Cell;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,13 @@ const MYSQL_SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE
 /// Whether the server takes writes: both are zero. The second is how Aurora marks a demoted writer.
 pub(super) const READ_ONLY: &str = "SELECT @@global.read_only NOT IN ('0', 'OFF'), \
      @@global.innodb_read_only NOT IN ('0', 'OFF')";
+/// For who does not know the second.
+const READ_ONLY_BARE: &str = "SELECT @@global.read_only NOT IN ('0', 'OFF'), 0";
+
+tokio::task_local! {
+    /// What a wait for a connection spent on asking connections whether they live.
+    static PINGED: Cell<Duration>;
+}
 
 /// The open engine.
 pub(super) enum Pools {
@@ -71,6 +79,17 @@ pub(super) enum Purpose {
 pub(super) enum Knock {
     Writable,
     ReadOnly,
+}
+
+impl Knock {
+    /// From the answer to `READ_ONLY`.
+    fn of(flags: Result<(i64, i64), sqlx::Error>) -> Result<Self, Fault> {
+        match flags {
+            Ok((0, 0)) => Ok(Self::Writable),
+            Ok(_) => Ok(Self::ReadOnly),
+            Err(error) => Err(Fault::of_connecting(&error)),
+        }
+    }
 }
 
 impl Pools {
@@ -130,12 +149,14 @@ impl Pools {
                         return Ok(false);
                     }
                     if meta.idle_for > PING_AFTER_IDLE {
+                        let began = Instant::now();
                         let answer = tokio::time::timeout(PING_DEADLINE, connection.ping()).await;
+                        let _ = PINGED.try_with(|spent| spent.set(spent.get() + began.elapsed()));
                         let answer = answer.unwrap_or_else(|_| {
                             Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))
                         });
                         answer.inspect_err(|error| {
-                            gate.note(Sign::Failed(Fault::of("ping", error).error));
+                            gate.note(Sign::Failed(Fault::of_connecting(error).error));
                         })?;
                     }
                     Ok(true)
@@ -160,23 +181,38 @@ impl Pools {
         gate: &'g Gate,
         deadline: Instant,
     ) -> Result<(Connection, Lease<'g>, Ticket<'g>), Fault> {
-        let began = Instant::now();
-        let mut ticket = gate.enter(purpose, began)?;
-        let deadline = ticket.deadline(began, deadline);
-        if ticket.is_probe()
-            && let Err(fault) = self.knock().await
-        {
-            ticket.failed(Sign::Unreachable(fault.error.clone()));
-            return Err(fault);
+        let mut ticket = gate.enter(purpose, Instant::now())?;
+        if ticket.is_probe() {
+            match self.knock().await {
+                Ok(Knock::Writable) => {}
+                Ok(Knock::ReadOnly) => {
+                    gate.demote(&super::read_only());
+                    if purpose == Purpose::Write && gate.is_demoted() {
+                        ticket.answered();
+                        return Err(super::read_only().into());
+                    }
+                }
+                Err(fault) => {
+                    ticket.failed(Sign::Unreachable(fault.error.clone()));
+                    return Err(fault);
+                }
+            }
         }
-        let taken = tokio::time::timeout_at(deadline, self.acquire(purpose)).await;
+        let began = Instant::now();
+        let deadline = ticket.deadline(began, deadline);
+        let (taken, pinged) = PINGED
+            .scope(Cell::default(), async {
+                let taken = tokio::time::timeout_at(deadline, self.acquire(purpose)).await;
+                (taken, PINGED.with(Cell::get))
+            })
+            .await;
         match taken.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
             Ok(connection) => {
-                gate.note(Sign::Waited(began.elapsed()));
+                gate.note(Sign::Waited(began.elapsed().saturating_sub(pinged)));
                 Ok((connection, gate.lease(), ticket))
             }
             Err(error) => {
-                let fault = Fault::of("connect", &error);
+                let fault = Fault::of_connecting(&error);
                 // A pool that is all in use is no sign that the engine is away, one that could not fill itself is.
                 let is_crowded =
                     matches!(error, sqlx::Error::PoolTimedOut) && gate.in_use() >= self.most();
@@ -198,17 +234,23 @@ impl Pools {
             return Ok(Knock::Writable);
         };
         let asked = async {
-            let mut connection = options.connect().await?;
-            let (a, b): (i64, i64) = sqlx::query_as(READ_ONLY).fetch_one(&mut connection).await?;
+            let connection = options.connect().await;
+            let mut connection = connection.map_err(|error| Fault::of_connecting(&error))?;
+            let mut found = Ok(Knock::Writable);
+            for sql in [READ_ONLY, READ_ONLY_BARE] {
+                let flags = sqlx::query_as(sql).fetch_one(&mut connection).await;
+                found = Knock::of(flags);
+                if !matches!(&found, Err(fault) if fault.is_unknown_variable()) {
+                    break;
+                }
+                // A proxy that knows neither leads to a writer, as far as one can tell.
+                found = Ok(Knock::Writable);
+            }
             let _ = connection.close().await;
-            Ok(if a + b == 0 {
-                Knock::Writable
-            } else {
-                Knock::ReadOnly
-            })
+            found
         };
         match tokio::time::timeout(PROBE_DEADLINE, asked).await {
-            Ok(found) => found.map_err(|error| Fault::of("connect", &error)),
+            Ok(found) => found,
             Err(_) => Err(Error::Unavailable("connect: no answer in time".into()).into()),
         }
     }

@@ -76,6 +76,7 @@ macro_rules! cases {
             outage::who_is_denied_is_told_so(&server).await;
             outage::a_deadlock_is_tried_again(&server).await;
             outage::a_read_only_server_is_unavailable(&server).await;
+            outage::a_server_that_is_slow_to_connect_to_comes_back(&server).await;
             outage::a_lost_server_fails_fast_and_comes_back(&mut server).await;
         }
     };

@@ -1,15 +1,21 @@
 //! What only a server can do: be empty, read-only, gone.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
+use fleet_protocol::config::Config;
 use fleet_protocol::ids::{FeedSeq, HostId, UnixSeconds};
 use sqlx::AssertSqlSafe;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::time::Instant;
 
 use super::server::Server;
 use super::{Bed, enroll_many, enrollment, unseen};
 use crate::bus::tests::make_certificates;
 use crate::model::{HostColumns, HostDetails};
+use crate::store::breaker::Sign;
 use crate::store::{Error, Store};
 
 pub(super) async fn migrations_start_from_nothing(server: &Server) {
@@ -98,7 +104,98 @@ pub(super) async fn a_read_only_server_is_unavailable(server: &Server) {
         bed.store.mark_seen(&hosts, UnixSeconds(6)).await
     ));
     assert_eq!(bed.store.statistics().gate.demoted, 2);
+    // And by who must know before rows that are missing count.
+    let other = bed.node().await;
+    assert!(!other.is_read_only());
+    assert!(unavailable(other.require_writable().await));
+    assert!(other.is_read_only());
+    // By a probe, at last: the breaker closes, the server stays read-only.
+    let other = bed.node().await;
+    let gone = Error::Unavailable("gone".into());
+    other.gate.note(Sign::Unreachable(gone));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while other.host_count().await.is_err() {
+        assert!(Instant::now() < deadline, "no probe succeeds");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(other.is_read_only());
     server.run("SET GLOBAL read_only = 0".into()).await;
+    assert_eq!(bed.node().await.require_writable().await, Ok(()));
+}
+
+/// Refuses each connection with an error of this number, as servers do before any greeting.
+async fn refuse_all(listener: TcpListener, number: u16, refused: Arc<AtomicU32>) {
+    let mut packet = vec![0, 0, 0, 0, 0xff];
+    packet.extend(number.to_le_bytes());
+    packet.extend(b"not you");
+    packet[0] = u8::try_from(packet.len() - 4).unwrap();
+    while let Ok((mut stream, _)) = listener.accept().await {
+        refused.fetch_add(1, Relaxed);
+        let _ = stream.write_all(&packet).await;
+        let _ = stream.shutdown().await;
+        // Until the other side is done, or the packet might be lost by a reset.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+}
+
+/// Results that a store failed at are given up; who was not even let in must not be taken for one bad host.
+#[tokio::test]
+async fn who_is_not_let_in_finds_the_store_away() {
+    for number in [1129, 1130, 1226, 1862, 3118] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut config = Config::default();
+        config.mysql.address = listener.local_addr().unwrap().to_string();
+        let refused = Arc::new(AtomicU32::new(0));
+        let refusing = tokio::spawn(refuse_all(listener, number, Arc::clone(&refused)));
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&config, dir.path()).await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        // By the pool first, then by the breaker, then by a probe.
+        while refused.load(Relaxed) < 2 {
+            assert!(Instant::now() < deadline, "{number}: nobody probes");
+            let written = store.mark_seen(&[HostId(1)], UnixSeconds(5)).await;
+            let error = written.unwrap_err();
+            assert!(
+                matches!(&error, Error::Unavailable(text) if text.contains(&number.to_string())),
+                "{error:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(store.statistics().gate.is_open);
+        refusing.abort();
+    }
+}
+
+pub(super) async fn a_server_that_is_slow_to_connect_to_comes_back(server: &Server) {
+    let mut config = server.database("slow").await;
+    let bed = Bed::open(config.clone()).await;
+    let behind = std::mem::replace(
+        &mut config.mysql.address,
+        bed.dir().join("slow").display().to_string(),
+    );
+    let store = Store::open(&config, bed.dir()).await.unwrap();
+    assert!(store.host_count().await.is_err());
+    assert!(store.statistics().gate.is_open);
+    // Two connections take longer than one step of a probe may.
+    let delay = crate::store::gate::PROBE_DEADLINE * 11 / 20;
+    let listener = UnixListener::bind(&config.mysql.address).unwrap();
+    let slow = tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let behind = behind.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                let mut far = UnixStream::connect(behind).await.unwrap();
+                let _ = copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while store.host_count().await.is_err() {
+        assert!(Instant::now() < deadline, "it never came back");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!store.statistics().gate.is_open);
+    slow.abort();
 }
 
 pub(super) async fn a_deadlock_is_tried_again(server: &Server) {
