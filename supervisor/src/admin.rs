@@ -18,6 +18,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::upgrade;
+
 const CONNECTIONS_MAX: usize = 16;
 /// Lines of progress and the reply that wait to be written; a line that finds no room is left out.
 pub(crate) const REPLIES_MAX: usize = 64;
@@ -59,9 +61,18 @@ pub(crate) async fn serve(listener: StdListener, asks: mpsc::Sender<Ask>) -> io:
 }
 
 async fn answer(mut stream: UnixStream, asks: mpsc::Sender<Ask>) -> anyhow::Result<()> {
-    let uid = stream.peer_cred()?.uid();
+    let peer = stream.peer_cred()?;
+    let uid = peer.uid();
     if !is_uid_allowed(uid, Uid::effective().as_raw()) {
         tracing::warn!(uid, "a user who may not is refused at the admin socket");
+        return Ok(());
+    }
+    if is_refused(uid, peer.pid()) {
+        let pid = peer.pid();
+        tracing::warn!(
+            pid,
+            "a process of this server, or one that cannot be looked at, is refused at the admin socket"
+        );
         return Ok(());
     }
     let request = tokio::time::timeout(HELLO_DEADLINE, read(&mut stream)).await??;
@@ -83,6 +94,35 @@ async fn answer(mut stream: UnixStream, asks: mpsc::Sender<Ask>) -> anyhow::Resu
     Ok(())
 }
 
+/// Whether a process of ours asks. Workers and control ask for nothing here, and may be in the hands of somebody else.
+fn is_refused(uid: u32, pid: Option<i32>) -> bool {
+    // 0: it is outside of what we see, where no child of ours is.
+    let Some(pid) = pid
+        .and_then(|pid| u32::try_from(pid).ok())
+        .filter(|pid| *pid != 0)
+    else {
+        return false;
+    };
+    if uid == 0 && !Uid::effective().is_root() {
+        // No child of ours is root, and we may not be able to look at a process of root's.
+        return false;
+    }
+    // Until the supervisor before us has ended, its children live, too.
+    let own = std::process::id();
+    let heads = [Some(own), upgrade::predecessor()];
+    let heads: Vec<u32> = heads.into_iter().flatten().collect();
+    is_below(pid, &heads, upgrade::parent_of)
+}
+
+/// Whether a process is a child of one of `heads`, or a child of a child, as in an upgrade. One that has ended already, to
+/// leave its question behind, counts. Pure.
+fn is_below(pid: u32, heads: &[u32], parent_of: impl Fn(u32) -> Option<u32>) -> bool {
+    let Some(parent) = parent_of(pid) else {
+        return true;
+    };
+    heads.contains(&parent) || parent_of(parent).is_some_and(|above| heads.contains(&above))
+}
+
 async fn read(stream: &mut UnixStream) -> anyhow::Result<Option<Request>> {
     let (mut decoder, mut input) = (Decoder::default(), BytesMut::new());
     loop {
@@ -92,5 +132,47 @@ async fn read(stream: &mut UnixStream) -> anyhow::Result<Option<Request>> {
         if stream.read_buf(&mut input).await? == 0 {
             return Ok(None);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_are_told_from_operators() {
+        // 10 is the supervisor, 20 the one before it, 5 a shell that started that one.
+        let parents = [
+            (11, 10),
+            (20, 5),
+            (21, 20),
+            (10, 20),
+            (30, 5),
+            (5, 1),
+            (40, 11),
+        ];
+        let parent_of = |pid| {
+            let mut all = parents.iter();
+            all.find(|(of, _)| *of == pid).map(|(_, parent)| *parent)
+        };
+        for (pid, is_ours) in [(11, true), (21, true), (40, true), (30, false), (5, false)] {
+            assert_eq!(is_below(pid, &[10, 20], parent_of), is_ours, "{pid}");
+        }
+        assert!(is_below(99, &[10, 20], parent_of), "it has ended");
+    }
+
+    #[test]
+    fn a_child_of_this_process_is_refused_and_this_process_is_not() {
+        let uid = Uid::effective().as_raw();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        assert!(is_refused(uid, i32::try_from(child.id()).ok()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!is_refused(uid, i32::try_from(std::process::id()).ok()));
+        assert!(!is_refused(uid, None));
+        assert!(!is_refused(uid, Some(0)));
     }
 }

@@ -76,7 +76,7 @@ pub(crate) enum Command {
     },
     /// Give everything to a new supervisor, of this or another build, without a connection lost
     Upgrade {
-        /// The program to start [default: what stands at the server's own path now]
+        /// The program to start [default: the one that runs this command]
         #[arg(long, value_name = "PATH")]
         binary: Option<PathBuf>,
     },

@@ -234,6 +234,6 @@ mod tests {
         let named = ["c", "k", "c2", "k2", "ca", "crl"];
         assert_eq!(files(&config, Path::new("/s")), named.map(PathBuf::from));
         config.server.tls = false;
-        assert_eq!(files(&config, Path::new("/s")), [PathBuf::new(); 0]);
+        assert!(files(&config, Path::new("/s")).is_empty());
     }
 }

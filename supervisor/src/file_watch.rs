@@ -7,8 +7,21 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// What tells one content of a file from another without reading it; `None`: it is not there.
-type Mark = Option<(u64, u64, u64, i64, i64)>;
+/// What tells one content of a file from another without reading it, and who may read it from who may not; `None`: it is
+/// not there.
+type Mark = Option<Seen>;
+
+/// Of a file that is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    /// Seconds and nanoseconds. A change of its owner or its mode counts.
+    changed: (i64, i64),
+}
 
 /// Of all files.
 pub(crate) type Marks = Vec<(PathBuf, Mark)>;
@@ -17,7 +30,13 @@ pub(crate) type Marks = Vec<(PathBuf, Mark)>;
 pub(crate) fn marks(paths: &[PathBuf]) -> Marks {
     let mark = |path: &PathBuf| {
         let of = fs::metadata(path).ok()?;
-        Some((of.dev(), of.ino(), of.size(), of.mtime(), of.mtime_nsec()))
+        Some(Seen {
+            device: of.dev(),
+            inode: of.ino(),
+            size: of.size(),
+            modified: (of.mtime(), of.mtime_nsec()),
+            changed: (of.ctime(), of.ctime_nsec()),
+        })
     };
     paths
         .iter()
@@ -67,7 +86,12 @@ mod tests {
     use super::*;
 
     fn of(sizes: [u64; 2]) -> Marks {
-        let mark = |size| Some((1, 1, size, 0, 0));
+        let mark = |size| {
+            Some(Seen {
+                size,
+                ..Seen::default()
+            })
+        };
         let [cert, key] = sizes.map(mark);
         vec![("cert".into(), cert), ("key".into(), key)]
     }
@@ -101,5 +125,19 @@ mod tests {
         let second = marks(&paths);
         assert!(none != first && first != second);
         assert_eq!(second, marks(&paths));
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_now_has_another_mark() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key.pem");
+        fs::write(&path, "key").unwrap();
+        let paths = [path.clone()];
+        let first = marks(&paths);
+        // The file system's clock has a grain: at the latest at its next tick the time is another.
+        while marks(&paths) == first {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        }
     }
 }

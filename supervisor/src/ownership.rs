@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{
     MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown, lchown,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fleet_protocol::config::Config;
 use fleet_protocol::sandbox::User;
@@ -35,9 +35,8 @@ const TREES: [&str; 2] = ["log", "carves"];
 const DEPTH_MAX: u32 = 4;
 
 /// Gives control and workers what is theirs; also what earlier runs left to somebody else. Only root can, and need.
-pub(crate) fn hand_over(config: &Config, state: &StateDir, users: &Users) -> Result<(), Failure> {
-    make_log_directories(config, state, users)?;
-    if !(Uid::effective().is_root() && Rights::own().user) {
+pub(crate) fn hand_over(state: &StateDir, users: &Users) -> Result<(), Failure> {
+    if !gives_away() {
         return Ok(());
     }
     let path = state.path();
@@ -74,22 +73,95 @@ fn directory(path: &Path, gid: u32, mode: u32) -> io::Result<()> {
     open.set_permissions(Permissions::from_mode(mode))
 }
 
-/// Those outside the state directory, which a confined process cannot make.
-fn make_log_directories(config: &Config, state: &StateDir, users: &Users) -> Result<(), Failure> {
-    for path in fleet_control::log_directories(config, state.path()) {
-        if path.starts_with(state.path()) || path.exists() {
-            continue;
-        }
-        let made = fs::create_dir_all(&path).and_then(|()| match users.control.user {
-            Some(user) => lchown(&path, Some(user.uid), Some(user.gid)),
-            None => Ok(()),
-        });
-        made.map_err(|error| {
+fn gives_away() -> bool {
+    Uid::effective().is_root() && Rights::own().user
+}
+
+/// Whether control and workers would be whom they are in the server that uses the directory now. Changes nothing: that
+/// server serves on if they would not.
+pub(crate) fn check_same(path: &Path, users: &Users) -> Result<(), Failure> {
+    if !gives_away() {
+        return Ok(());
+    }
+    let control = users.control.user.unwrap_or(ROOT);
+    let worker = users.worker.user.unwrap_or(ROOT);
+    let of_control = FILES
+        .iter()
+        .chain(&TREES)
+        .map(|name| (path.join(name), control));
+    let of_worker = ["control.sock", "tunnel.sock"];
+    let of_worker = of_worker.map(|name| (path.join("run").join(name), worker));
+    let other = of_control
+        .chain(of_worker)
+        .find(|(path, user)| belongs_to_another(path, *user));
+    let is_of_group = fs::metadata(path).is_ok_and(|of| of.gid() == control.gid);
+    let of_other = match other {
+        Some((path, _)) => path,
+        None if !is_of_group => path.to_owned(),
+        None => return Ok(()),
+    };
+    Err(Failure::config(format!(
+        "control or workers would run as another user than now: {} is not theirs; stop and start instead",
+        of_other.display()
+    )))
+}
+
+/// What is not there, or is none of ours, belongs to nobody.
+fn belongs_to_another(path: &Path, user: User) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|of| {
+        let is_ours = !of.is_symlink() && (of.is_dir() || of.nlink() == 1);
+        is_ours && (of.uid(), of.gid()) != (user.uid, user.gid)
+    })
+}
+
+/// Makes those outside the state directory, which a confined process cannot make; gives those. Whoever is to write to one
+/// can reach it, whatever mask this process has.
+pub(crate) fn make_log_directories(
+    config: &Config,
+    state_dir: &Path,
+) -> Result<Vec<PathBuf>, Failure> {
+    let mut missing = fleet_control::log_directories(config, state_dir);
+    missing.retain(|path| !path.starts_with(state_dir) && !path.exists());
+    missing.sort();
+    for path in &missing {
+        make_passable(path).map_err(|error| {
             Failure::config(format!(
                 "cannot make the directory {}: {error}",
                 path.display()
             ))
         })?;
+    }
+    Ok(missing)
+}
+
+/// A directory, and what is missing above it.
+fn make_passable(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = path
+        .ancestors()
+        .take_while(|above| !above.as_os_str().is_empty() && !above.exists())
+        .collect();
+    for above in missing.into_iter().rev() {
+        fs::create_dir(above)?;
+        fs::set_permissions(above, Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+/// Gives control the directories that were made for its logs. Others than its group need not read them.
+pub(crate) fn give_log_directories(made: &[PathBuf], users: &Users) -> Result<(), Failure> {
+    let failed = |path: &Path, error: io::Error| {
+        Failure::config(format!("cannot hand {} over: {error}", path.display()))
+    };
+    for path in made {
+        fs::set_permissions(path, Permissions::from_mode(0o750))
+            .map_err(|error| failed(path, error))?;
+    }
+    let Some(user) = users.control.user else {
+        return Ok(());
+    };
+    // The inner ones first: in one that is given away another may do what it likes.
+    for path in made.iter().rev() {
+        lchown(path, Some(user.uid), Some(user.gid)).map_err(|error| failed(path, error))?;
     }
     Ok(())
 }
@@ -170,5 +242,39 @@ mod tests {
             assert_eq!(owner(name), before, "{name}");
         }
         take(&path("absent"), user, 1).unwrap();
+    }
+
+    #[test]
+    fn what_another_user_has_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.sqlite");
+        let own = fs::metadata(dir.path()).unwrap();
+        let user = User {
+            uid: own.uid(),
+            gid: own.gid(),
+        };
+        let other = User {
+            uid: own.uid() + 1,
+            ..user
+        };
+        assert!(!belongs_to_another(&path, other), "it is not there");
+        fs::write(&path, "x").unwrap();
+        assert!(!belongs_to_another(&path, user));
+        assert!(belongs_to_another(&path, other));
+        let link = dir.path().join("results.spool");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(!belongs_to_another(&link, other));
+    }
+
+    #[test]
+    fn directories_for_logs_can_be_passed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/c");
+        make_passable(&path).unwrap();
+        for made in [path.as_path(), path.parent().unwrap()] {
+            let mode = fs::metadata(made).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o755);
+        }
+        make_passable(&path).unwrap();
     }
 }

@@ -18,6 +18,9 @@ use crate::slot::{Policy, Slot};
 use crate::steering::Readiness;
 use crate::vacancy::Vacancy;
 
+/// As control names them among what it depends on.
+const STORES: [&str; 2] = ["sqlite", "mysql"];
+
 /// Which program runs here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -319,8 +322,50 @@ impl Place {
         }
     }
 
+    /// Why another control process would not serve if this one gave way to it now; `None`: it would.
+    pub(crate) fn cannot_be_replaced(&self) -> Option<String> {
+        if self.slot.state() != SlotState::Ready {
+            return Some("control does not serve".into());
+        }
+        // What was said before it was ready has another name: then the store was there a moment ago.
+        let mut stores = self.control.dependencies.iter();
+        let store = stores.find(|of| STORES.contains(&of.name.as_str()) && !of.is_healthy)?;
+        Some(format!("the store does not work ({})", store.detail))
+    }
+
     /// Serving, or given up: nothing more to wait for at start.
     pub(crate) fn is_settled(&self) -> bool {
         matches!(self.slot.state(), SlotState::Ready | SlotState::Parked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fleet_protocol::stats::Dependency;
+
+    use super::*;
+    use crate::slot::Event;
+
+    #[test]
+    fn control_gives_way_only_while_it_serves_and_has_a_store() {
+        let now = Duration::from_secs(1);
+        let mut place = Place::new(Role::Control);
+        assert!(place.cannot_be_replaced().is_some());
+        place.slot.step(Event::Timer, now, 0.0);
+        place.slot.step(Event::Launched { pid: 1 }, now, 0.0);
+        place.slot.step(Event::Ready, now, 0.0);
+        for (name, is_healthy, may) in [
+            ("store", false, true),
+            ("sqlite", true, true),
+            ("mysql", false, false),
+            ("redis", false, true),
+        ] {
+            place.control.dependencies = vec![Dependency {
+                name: name.into(),
+                is_healthy,
+                detail: "why".into(),
+            }];
+            assert_eq!(place.cannot_be_replaced().is_none(), may, "{name}");
+        }
     }
 }

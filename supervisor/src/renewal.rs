@@ -13,6 +13,8 @@ use crate::file_watch::{self, FileWatch, Marks};
 
 /// Between two looks at the files. A change is taken at the second look that finds it the same.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// Between two attempts at files that are no good, though they look the same: what bars the way to them may be elsewhere.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two warnings of the same end.
 const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
@@ -26,6 +28,7 @@ pub(crate) struct Renewal {
     bound: Vec<IpAddr>,
     watch: FileWatch,
     looked_at: Duration,
+    read_at: Duration,
     warned_at: Duration,
 }
 
@@ -51,6 +54,7 @@ impl Renewal {
             bound: bound.to_vec(),
             watch,
             looked_at: Duration::ZERO,
+            read_at: Duration::ZERO,
             warned_at: Duration::ZERO,
         })
     }
@@ -98,20 +102,32 @@ impl Renewal {
         }
         self.looked_at = now;
         let marks = file_watch::marks(&credentials::files(config, state_dir));
-        let differing = self.watch.differing(&marks);
+        let mut differing = self.watch.differing(&marks);
+        let is_retry =
+            !self.trouble.is_empty() && now.saturating_sub(self.read_at) >= RETRY_INTERVAL;
         if !self.watch.look(marks) {
-            return Vec::new();
+            if !is_retry {
+                return Vec::new();
+            }
+            differing = self.watch.paths().map(Path::to_owned).collect();
         }
+        self.read_at = now;
         match self.read(config, state_dir) {
             Ok(fresh) => {
+                let is_new = self.credentials.differ(&fresh.credentials);
                 self.take(fresh);
-                differing
+                // A file of which only the mode or the owner is new is no news to anybody.
+                if is_new { differing } else { Vec::new() }
             }
             Err(failure) => {
-                self.trouble = failure.to_string();
-                tracing::error!(
-                    "certificate files have changed and cannot be used; the former ones serve on: {failure}"
-                );
+                let trouble = failure.to_string();
+                // Once for each trouble, however often it is met.
+                if trouble != self.trouble {
+                    tracing::error!(
+                        "certificate files have changed and cannot be used; the former ones serve on: {trouble}"
+                    );
+                }
+                self.trouble = trouble;
                 Vec::new()
             }
         }
@@ -210,5 +226,17 @@ mod tests {
         assert_eq!(bench.served(), first);
         let fresh = bench.renewal.read(&bench.config, bench.dir.path());
         assert!(fresh.is_err(), "a reload says so, too");
+    }
+
+    #[test]
+    fn trouble_is_looked_into_again_though_the_files_look_the_same() {
+        let mut bench = Bench::new();
+        bench.renewal.trouble = "it could not be read".into();
+        while bench.now + LOOK_INTERVAL < RETRY_INTERVAL {
+            assert!(bench.look().is_empty());
+            assert_ne!(bench.renewal.trouble, "");
+        }
+        assert!(bench.look().is_empty(), "it is the pair in use");
+        assert_eq!(bench.renewal.trouble, "");
     }
 }

@@ -16,6 +16,7 @@ use crate::arguments::{self, Command, ConfigCommand, Invocation, JournalCommand}
 use crate::ask::{ask, ask_within};
 use crate::exit::{self, Failure};
 use crate::settings::{self, Settings, Sources};
+use crate::upgrade::own_path;
 use crate::{
     ctl, journal, lb, plan, prepare, sizing, start, state_dir, status, supervisor, sys, tune,
 };
@@ -221,7 +222,9 @@ fn upgrade(state_dir: &Path, binary: Option<PathBuf>) -> Result<(), Failure> {
             path.canonicalize()
                 .map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
         })
-        .transpose()?;
+        .transpose()?
+        // The server's own path may lead to the former file under another name by now; ours is what was called.
+        .or_else(|| own_path().ok()?.canonicalize().ok());
     let request = Request::Upgrade { binary };
     let report = |line: &str| print(&format!("{line}\n"));
     let (Reply::Upgraded(upgraded), _) = ask_within(state_dir, &request, UPGRADE_LIMIT, report)?

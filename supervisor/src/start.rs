@@ -160,12 +160,16 @@ fn set_up(
     let local = LocalListeners::bind(&state)?;
     let tickets = TicketRing::new(ticket_ring::random_key)
         .ok_or_else(|| Failure::fatal("cannot start: no random numbers"))?;
+    let (users, made) = checked.users(state.path())?;
+    ownership::give_log_directories(&made, &users)?;
+    ownership::hand_over(&state, &users)?;
     let mut setup = checked.assemble(
         state,
         addresses,
         local,
         tickets,
         &mut Inheritance::default(),
+        users,
     )?;
     let banner = introduce(&setup)?;
     setup.banner = (!setup.config.logging.disable_banner).then_some(banner);
@@ -203,6 +207,13 @@ impl Checked {
         })
     }
 
+    /// Whom children become, and the directories that were made for logs, which control is still to get.
+    pub(crate) fn users(&self, state_dir: &Path) -> Result<(Users, Vec<PathBuf>), Failure> {
+        let made = ownership::make_log_directories(&self.config, state_dir)?;
+        let users = Users::choose(&self.config, state_dir, &made)?;
+        Ok((users, made))
+    }
+
     /// With the sockets. Those that nobody has handed over are bound.
     pub(crate) fn assemble(
         self,
@@ -211,14 +222,13 @@ impl Checked {
         local: LocalListeners,
         tickets: TicketRing,
         inherited: &mut Inheritance,
+        users: Users,
     ) -> Result<Setup, Failure> {
         let Self {
             config, preflight, ..
         } = self;
         let connections_per_worker = preflight.connections_per_worker;
-        let users = Users::choose(&config, state.path())?;
         users.report();
-        ownership::hand_over(&config, &state, &users)?;
         let bound = addresses.bound();
         let spread = spread::open(&config, &bound, connections_per_worker, inherited)?;
         preflight.report();

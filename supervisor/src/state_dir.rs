@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use fleet_protocol::config::Config;
 use fleet_protocol::limits::DRAIN_DEADLINE;
+use fleet_sysctl::disk;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Uid;
 
@@ -265,24 +266,10 @@ pub(crate) fn wait_until_free(state_dir: &Path, limit: Duration) -> bool {
     }
 }
 
-/// Puts `contents` in place of a file, whole or not at all, readable by the owner alone.
+/// Puts `contents` in place of a file, whole or not at all, readable by the owner alone. Control's user may write to the
+/// directory: nothing that lies there under the name of the temporary file is opened, be it a link or not.
 pub(crate) fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(contents)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
+    disk::replace(path, contents, 0o600)
 }
 
 #[cfg(test)]
@@ -347,5 +334,22 @@ mod tests {
         write_private(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_link_that_lies_in_wait_is_not_written_through() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = |name: &str| parent.path().join(name);
+        fs::write(path("other"), b"keep").unwrap();
+        let names = [
+            "secret.new".to_owned(),
+            format!("secret.{}.new", std::process::id()),
+        ];
+        for name in names {
+            std::os::unix::fs::symlink(path("other"), path(&name)).unwrap();
+        }
+        write_private(&path("secret"), b"one").unwrap();
+        assert_eq!(fs::read(path("other")).unwrap(), b"keep");
+        assert!(fs::symlink_metadata(path("secret")).unwrap().is_file());
     }
 }

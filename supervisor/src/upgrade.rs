@@ -27,6 +27,12 @@ pub(crate) fn is_wanted() -> bool {
     std::env::var_os(UPGRADES_PID).is_some_and(|pid| pid.to_str() == Some(&parent))
 }
 
+/// The supervisor that started this one for an upgrade, while it lives.
+pub(crate) fn predecessor() -> Option<u32> {
+    let parent = nix::unistd::getppid().as_raw();
+    is_wanted().then(|| u32::try_from(parent).ok()).flatten()
+}
+
 /// Where the running program was started from, whatever stands there now.
 pub(crate) fn own_path() -> std::io::Result<PathBuf> {
     let path = std::fs::read_link("/proc/self/exe")?;
@@ -40,11 +46,21 @@ pub(crate) fn own_path() -> std::io::Result<PathBuf> {
 /// Whether a process exists that has not ended. One that took over its number counts as well; so the wait for it needs a
 /// bound.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
-    stat.is_ok_and(|stat| {
-        let state = stat
-            .rsplit_once(") ")
-            .and_then(|(_, rest)| rest.chars().next());
-        !matches!(state, Some('Z' | 'X') | None)
-    })
+    let state = state_and_parent(pid).map(|(state, _)| state);
+    !matches!(state, Some('Z' | 'X') | None)
+}
+
+/// Of a process that exists.
+pub(crate) fn parent_of(pid: u32) -> Option<u32> {
+    state_and_parent(pid).map(|(_, parent)| parent)
+}
+
+fn state_and_parent(pid: u32) -> Option<(char, u32)> {
+    let path = Path::new("/proc").join(pid.to_string()).join("stat");
+    let stat = std::fs::read_to_string(path).ok()?;
+    // The name in front may hold anything.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut words = rest.split(' ');
+    let state = words.next()?.chars().next()?;
+    Some((state, words.next()?.parse().ok()?))
 }

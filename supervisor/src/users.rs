@@ -62,8 +62,12 @@ pub(crate) struct Users {
 }
 
 impl Users {
-    /// By the options, who we are, and what control must reach.
-    pub(crate) fn choose(config: &Config, state_dir: &Path) -> Result<Self, Failure> {
+    /// By the options, who we are, and what control must reach. It is to get the directories that were `made` for it.
+    pub(crate) fn choose(
+        config: &Config,
+        state_dir: &Path,
+        made: &[PathBuf],
+    ) -> Result<Self, Failure> {
         let server = &config.server;
         let confine = Confine {
             is_on: server.sandbox,
@@ -100,7 +104,7 @@ impl Users {
             return Ok(users);
         }
         users.worker.user = Some(user);
-        if let Some(path) = first_barred(&needed(config, state_dir), user) {
+        if let Some(path) = first_barred(&needed(config, state_dir, made), user) {
             let shown = path.display();
             users.note(true, &format!(
                 "control stays root, without root's rights, because user {name} cannot use {shown}; another --state_dir, such \
@@ -184,12 +188,13 @@ fn is_mapped(map: &str, id: u32) -> bool {
 type Need = (PathBuf, u32);
 
 /// What control uses outside of what is handed over to it.
-fn needed(config: &Config, state_dir: &Path) -> Vec<Need> {
+fn needed(config: &Config, state_dir: &Path, made: &[PathBuf]) -> Vec<Need> {
     let parent = state_dir.parent().unwrap_or(Path::new("/"));
     let mut needed = vec![(parent.to_owned(), 1)];
     for path in fleet_control::log_directories(config, state_dir) {
         if !path.starts_with(state_dir) {
-            needed.push((path, 7));
+            let bits = if made.contains(&path) { 1 } else { 7 };
+            needed.push((path, bits));
         }
     }
     let (mysql, redis) = (&config.mysql, &config.redis);

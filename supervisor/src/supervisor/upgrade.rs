@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use super::heir::Heir;
 use super::{Phase, Supervisor};
 use crate::exit::{self, Failure};
-use crate::place::Role;
+use crate::place::{Place, Role};
 use crate::slot::{self, Then};
 use crate::upgrade::handover::{Action, Event, Handover};
 use crate::upgrade::successor::{Heard, Successor};
@@ -113,7 +113,7 @@ impl Supervisor {
             }
             Err(failure) => {
                 tracing::warn!("no upgrade: {failure}");
-                tell_failure(&reply, &failure);
+                tell(&reply, "no upgrade, nothing is changed", &failure);
             }
         }
     }
@@ -128,6 +128,17 @@ impl Supervisor {
         }
         if !self.upgrade.is_none() {
             return Err(Failure::unavailable("an upgrade is under way"));
+        }
+        let control = self.places.first();
+        if let Some(reason) = control.and_then(Place::cannot_be_replaced) {
+            return Err(Failure::unavailable(format!(
+                "{reason}, so a new one could not serve; try again when `status` shows all well"
+            )));
+        }
+        if self.places.iter().any(|place| place.is_leaving) {
+            return Err(Failure::unavailable(
+                "a worker is being ended for good; try again when `status` shows it no more",
+            ));
         }
         if self.setup.addresses.is_leaving() {
             return Err(Failure::unavailable(
@@ -348,7 +359,7 @@ impl Supervisor {
         };
         if self.phase == Phase::Control {
             // Nobody needs it any more.
-            tell_failure(&back.reply, &back.failure);
+            tell(&back.reply, "no upgrade, the server ends", &back.failure);
             self.upgrade = Upgrade::None;
             return;
         }
@@ -372,9 +383,15 @@ impl Supervisor {
             back.is_revived = true;
         }
         let is_ready = back.is_revived && control.slot.state() == SlotState::Ready;
-        if is_ready || now >= back.since + RETURN_LIMIT {
-            tracing::info!(is_ready, "everything is as it was before the upgrade");
+        if is_ready {
+            tracing::info!("everything is as it was before the upgrade");
             tell_failure(&back.reply, &back.failure);
+            self.upgrade = Upgrade::None;
+        } else if now >= back.since + RETURN_LIMIT {
+            tracing::error!("control has not come back after the upgrade that failed");
+            let text =
+                "no upgrade; this build goes on, but its control does not serve yet, see `status`";
+            tell(&back.reply, text, &back.failure);
             self.upgrade = Upgrade::None;
         }
     }
@@ -430,12 +447,17 @@ fn count(items: &[Item]) -> u32 {
 }
 
 fn tell_failure(reply: &mpsc::Sender<Reply>, failure: &Failure) {
+    tell(reply, "no upgrade, everything serves as before", failure);
+}
+
+/// `outcome` is what has become of the server.
+fn tell(reply: &mpsc::Sender<Reply>, outcome: &str, failure: &Failure) {
     let code = match failure.code() {
         0 => exit::FATAL,
         code => code,
     };
     let _ = reply.try_send(Reply::Error {
-        reason: format!("no upgrade, everything serves as before: {failure}"),
+        reason: format!("{outcome}: {failure}"),
         code,
     });
 }

@@ -20,6 +20,8 @@ const EMPTY_LIMIT: Duration = Duration::from_secs(7);
 const CONTROL_LIMIT: Duration = Duration::from_secs(6);
 /// Where control has taken long to start before, it may again.
 const CONTROL_TIMES: u32 = 2;
+/// However long that was: agents wait.
+const CONTROL_LIMIT_MAX: Duration = Duration::from_secs(30);
 /// For a new worker to serve; the old one serves meanwhile.
 const SLOT_LIMIT: Duration = Duration::from_secs(20);
 
@@ -128,7 +130,9 @@ impl Handover {
             count: chunks.iter().sum(),
             chunks,
             slots: slots.into_iter().collect(),
-            control_limit: CONTROL_LIMIT.max(own_control * CONTROL_TIMES),
+            control_limit: own_control
+                .saturating_mul(CONTROL_TIMES)
+                .clamp(CONTROL_LIMIT, CONTROL_LIMIT_MAX),
             control_pid: None,
             is_control_given: false,
         }

@@ -119,19 +119,25 @@ fn a_refusal_keeps_its_words_and_its_code() {
 fn agents_wait_for_control_no_longer_than_they_can() {
     let most = EMPTY_LIMIT + CONTROL_LIMIT;
     assert!(most < fleet_protocol::limits::EXCHANGE_DEADLINE);
-    // One that has always been slow gets its time.
-    let slow = Duration::from_secs(60);
-    let mut handover = Handover::new([1], [], slow, NOW);
-    play(
-        &mut handover,
-        [
-            Event::Said(prepared()),
-            Event::Said(FromNew::Took { count: 1 }),
-            Event::Said(FromNew::Holds { count: 1 }),
-            Event::ControlEnded,
-        ],
-    );
-    assert_eq!(handover.due_at(), Some(NOW + slow * CONTROL_TIMES));
+    // One that has always been slow gets its time, in bounds.
+    let slow = Duration::from_secs(10);
+    for (own, limit) in [
+        (Duration::ZERO, CONTROL_LIMIT),
+        (slow, slow * CONTROL_TIMES),
+        (Duration::MAX, CONTROL_LIMIT_MAX),
+    ] {
+        let mut handover = Handover::new([1], [], own, NOW);
+        play(
+            &mut handover,
+            [
+                Event::Said(prepared()),
+                Event::Said(FromNew::Took { count: 1 }),
+                Event::Said(FromNew::Holds { count: 1 }),
+                Event::ControlEnded,
+            ],
+        );
+        assert_eq!(handover.due_at(), Some(NOW + limit));
+    }
 }
 
 fn any_event() -> impl Strategy<Value = Event> {

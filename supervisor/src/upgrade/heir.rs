@@ -20,7 +20,8 @@ use crate::start::{self, Checked};
 use crate::state_dir::{self, StateDir};
 use crate::supervisor::{self, Beginning, Ending, Heritage};
 use crate::ticket_ring::TicketRing;
-use crate::{preflight, sizing, sys};
+use crate::users::Users;
+use crate::{ownership, preflight, sizing, sys};
 
 /// Between two messages of the old side while it hands over.
 const HAND_LIMIT: Duration = Duration::from_secs(10);
@@ -142,11 +143,26 @@ async fn receive(channel: &mut Channel) -> Result<Inheritance, Failure> {
     }
 }
 
+/// Those of the old side: it serves on with its files if nothing comes of us, so none of them is given to others here.
+fn users(checked: &Checked, state_dir: &Path) -> Result<Users, Failure> {
+    let (users, made) = checked.users(state_dir)?;
+    if let Err(failure) = ownership::check_same(state_dir, &users) {
+        for path in made.iter().rev() {
+            // Empty, and nobody's; a start makes it anew for whom it chooses.
+            let _ = std::fs::remove_dir(path);
+        }
+        return Err(failure);
+    }
+    ownership::give_log_directories(&made, &users)?;
+    Ok(users)
+}
+
 fn set_up(
     checked: Checked,
     state_dir: &Path,
     inherited: &mut Inheritance,
 ) -> Result<(Setup, Heritage), Failure> {
+    let users = users(&checked, state_dir)?;
     let missing = |what: &str| Failure::fatal(format!("the old supervisor sent no {what}"));
     let estate = inherited.estate.take().ok_or_else(|| missing("estate"))?;
     let lock = inherited
@@ -166,7 +182,7 @@ fn set_up(
     let addresses = Addresses::adopt(&checked.config, wanted, estate.slots, inherited)?;
     let age = Duration::from_secs(estate.tickets_age_s);
     let tickets = TicketRing::adopt(estate.tickets, age);
-    let mut setup = checked.assemble(state, addresses, local, tickets, inherited)?;
+    let mut setup = checked.assemble(state, addresses, local, tickets, inherited, users)?;
     setup.generation = estate.generation;
     if setup.tls_digest() != estate.tls_digest {
         tracing::info!("the configuration of TLS has changed: clients begin new sessions");
