@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 /// Where rows go, when it is set.
-pub const DIRECTORY: &str = "FLEET_FAULTS_DIR";
+pub const DIRECTORY: &str = "FAULTS_DIR";
 const FILE: &str = "rows.jsonl";
 
 /// What one run with a fault came to.
