@@ -264,11 +264,12 @@ fn a_binary_that_hangs_is_given_up_and_only_one_upgrade_runs() {
         let path = script(&dir, "exec sleep 600");
         std::thread::scope(|scope| {
             let first = scope.spawn(|| upgrade(&gateway, Some(&path)));
-            wait::until("an upgrade is under way", || {
-                let (code, printed) = upgrade(&gateway, Some(&dir.path().join("script")));
-                assert_ne!(code, Some(0));
-                printed.contains("an upgrade is under way").then_some(())
+            wait::until("the first is under way", || {
+                gateway.log().contains("an upgrade begins").then_some(())
             });
+            let (code, printed) = upgrade(&gateway, Some(&path));
+            assert_ne!(code, Some(0), "{printed}");
+            assert!(printed.contains("an upgrade is under way"), "{printed}");
             let output = gateway.command(&["reload"]);
             let (_, error) = texts(&output);
             assert!(error.contains("an upgrade is under way"), "{error}");
