@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::durable::sync_directory;
 use crate::model::CarveId;
 
 const PART: &str = "part";
@@ -59,7 +60,7 @@ pub(crate) fn write_block(
     file.write_all_at(data, offset)?;
     file.sync_data()?;
     if offset == 0 {
-        File::open(directory)?.sync_all()?;
+        sync_directory(directory)?;
     }
     Ok(())
 }
@@ -73,7 +74,7 @@ pub(crate) fn finish(directory: &Path, id: CarveId) -> io::Result<()> {
         .read_to_end(&mut magic)?;
     let extension = if magic == ZSTD_MAGIC { TAR_ZSTD } else { TAR };
     std::fs::rename(&part, path(directory, id, extension))?;
-    File::open(directory)?.sync_all()
+    sync_directory(directory)
 }
 
 /// Removes whatever there is of a carve.

@@ -16,6 +16,7 @@ mod detail_queries;
 mod details;
 mod directory;
 mod dispatch;
+mod durable;
 mod enroll;
 mod feed;
 mod feed_load;

@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fleet_protocol::limits::SPOOL_BYTES_MAX;
 
+use crate::durable::sync_directory;
+
 pub(crate) use record::Record;
 use record::{HEAD_BYTES, Head};
 
@@ -228,7 +230,7 @@ impl State {
             ));
         }
         if creates && let Some(directory) = self.path.parent() {
-            File::open(directory)?.sync_all()?;
+            sync_directory(directory)?;
         }
         if let Err(error) = self.recover(&file) {
             // Appends may come by the thousand in a second; they are no tries.

@@ -12,8 +12,9 @@ use std::time::{Duration, SystemTime};
 
 use fleet_protocol::config::{Filesystem, LogCompression};
 
+use crate::durable::sync_directory;
+
 use super::place::{ClosedName, Place, parse_index, parse_torn};
-use super::segment::sync_directory;
 
 const CHUNK_BYTES: usize = 128 << 10;
 const ZSTD_LEVEL: i32 = 3;

@@ -10,6 +10,8 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::durable::sync_directory;
+
 use super::paired::{Failure, Paired};
 use super::place::Place;
 use super::record::Record;
@@ -192,11 +194,6 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Makes names in a directory as durable as the files.
-pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
 }
 
 /// Unix milliseconds.

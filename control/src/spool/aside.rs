@@ -6,6 +6,8 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::durable::sync_directory;
+
 /// Files that are kept.
 pub(super) const FILES_MAX: usize = 4;
 const SUFFIX: &str = ".damaged";
@@ -16,7 +18,7 @@ pub(super) fn rename(spool: &Path) -> io::Result<PathBuf> {
     let earlier = earlier(spool, directory)?;
     let aside = next(spool, &earlier);
     std::fs::rename(spool, &aside)?;
-    File::open(directory)?.sync_all()?;
+    sync_directory(directory)?;
     remove_oldest(spool, &earlier);
     Ok(aside)
 }
@@ -35,7 +37,7 @@ pub(super) fn copy(mut from: &File, place: u64, spool: &Path) -> io::Result<Path
     from.seek(SeekFrom::Start(place))?;
     let copied = io::copy(&mut from.take(length.saturating_sub(place)), &mut to)
         .and_then(|_| to.sync_all())
-        .and_then(|()| File::open(directory)?.sync_all());
+        .and_then(|()| sync_directory(directory));
     if let Err(error) = copied {
         // The spool still has it, and the next try makes it anew.
         let _ = std::fs::remove_file(&aside);
