@@ -103,6 +103,7 @@ impl Door {
         stats.open_connections = connections.taken();
         stats.open_connections_max = connections.most();
         stats.handshaking = handshakes.taken();
+        stats.is_full = connections.is_shut();
         // In the order of `DoorCap`.
         stats.door_shut = [connections.shut_count(), handshakes.shut_count()];
     }

@@ -1,25 +1,22 @@
 //! The channel to the supervisor: messages in and out, and the descriptors that come with them.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use fleet_child::descriptors::receive;
 use fleet_protocol::frame::{self, Decoder};
 use fleet_protocol::limits::STATS_INTERVAL;
 use fleet_protocol::slot::{FDS_PER_MESSAGE_MAX, FromChild, Listener, Reload, SlotLimits, ToChild};
 use fleet_protocol::tickets::TicketKeys;
-use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use socket2::Socket;
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::inherit;
-
-const READ_BYTES: usize = 16 << 10;
 
 /// Before there is a runtime, with what was read ahead of the first message.
 pub(crate) struct Channel {
@@ -129,7 +126,8 @@ impl Ears {
                 None => {
                     let stream = self.reader.as_ref();
                     let (input, fds) = (&mut self.input, &mut self.fds);
-                    let read = || receive(stream, input, fds);
+                    let read =
+                        || receive::<FDS_PER_MESSAGE_MAX>(stream, inherit::received, input, fds);
                     let length = stream.async_io(Interest::READABLE, read).await?;
                     anyhow::ensure!(length > 0, "the supervisor is gone");
                 }
@@ -151,33 +149,6 @@ impl Ears {
         }
         Ok(sockets)
     }
-}
-
-fn receive(
-    stream: &tokio::net::UnixStream,
-    input: &mut BytesMut,
-    fds: &mut VecDeque<OwnedFd>,
-) -> io::Result<usize> {
-    let mut chunk = [0; READ_BYTES];
-    let mut iov = [IoSliceMut::new(&mut chunk)];
-    let mut space = nix::cmsg_space!([std::os::fd::RawFd; FDS_PER_MESSAGE_MAX]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let received = recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut space), flags)?;
-    let mut is_whole = !received.flags.contains(MsgFlags::MSG_CTRUNC);
-    for message in received.cmsgs()? {
-        match message {
-            ControlMessageOwned::ScmRights(numbers) => {
-                fds.extend(numbers.into_iter().map(inherit::received));
-            }
-            _ => is_whole = false,
-        }
-    }
-    if !is_whole {
-        return Err(Errno::EPROTO.into());
-    }
-    let length = received.bytes;
-    input.extend_from_slice(chunk.get(..length).unwrap_or_default());
-    Ok(length)
 }
 
 /// Tells the supervisor.

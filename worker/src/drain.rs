@@ -226,7 +226,6 @@ async fn report(worker: &Worker, mut mouth: Mouth) -> Infallible {
     loop {
         interval.tick().await;
         let mut stats = stats::report(&worker.state);
-        stats.is_full = worker.door.is_shut();
         worker.door.report(&mut stats);
         stats.deferred_turns = worker.turns.borrow().deferred();
         stats.listeners = worker.report_listenings();

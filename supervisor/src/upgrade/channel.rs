@@ -2,21 +2,19 @@
 //! saying never waits: a peer that does not read is given up.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 
 use bytes::BytesMut;
+use fleet_child::descriptors::receive;
 use fleet_protocol::frame::{self, Decoder, Message};
 use fleet_protocol::upgrade::ITEMS_PER_MESSAGE_MAX;
-use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use crate::sys;
-
-const READ_BYTES: usize = 16 << 10;
 
 /// One end.
 #[derive(Debug)]
@@ -67,7 +65,7 @@ impl Channel {
                 return Ok(Some(message));
             }
             let (stream, input, fds) = (&self.stream, &mut self.input, &mut self.fds);
-            let read = || receive(stream, input, fds);
+            let read = || receive::<ITEMS_PER_MESSAGE_MAX>(stream, sys::received, input, fds);
             match self.stream.async_io(Interest::READABLE, read).await {
                 Ok(0) => return Ok(None),
                 Ok(_) => {}
@@ -82,33 +80,6 @@ impl Channel {
     pub(crate) fn take_fd(&mut self) -> Option<OwnedFd> {
         self.fds.pop_front()
     }
-}
-
-fn receive(
-    stream: &UnixStream,
-    input: &mut BytesMut,
-    fds: &mut VecDeque<OwnedFd>,
-) -> io::Result<usize> {
-    let mut chunk = [0; READ_BYTES];
-    let mut iov = [IoSliceMut::new(&mut chunk)];
-    let mut space = nix::cmsg_space!([RawFd; ITEMS_PER_MESSAGE_MAX]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let received = recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut space), flags)?;
-    let mut is_whole = !received.flags.contains(MsgFlags::MSG_CTRUNC);
-    for message in received.cmsgs()? {
-        match message {
-            ControlMessageOwned::ScmRights(numbers) => {
-                fds.extend(numbers.into_iter().map(sys::received));
-            }
-            _ => is_whole = false,
-        }
-    }
-    if !is_whole {
-        return Err(Errno::EPROTO.into());
-    }
-    let length = received.bytes;
-    input.extend_from_slice(chunk.get(..length).unwrap_or_default());
-    Ok(length)
 }
 
 #[cfg(test)]
