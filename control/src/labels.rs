@@ -119,12 +119,26 @@ pub(crate) struct PlatformLabels {
     pub(crate) changed_at: UnixSeconds,
 }
 
+/// A label with a query.
+#[derive(Debug, PartialEq)]
+struct DynamicLabel {
+    id: LabelId,
+    platforms: String,
+    sql: String,
+    /// As the store says.
+    updated_at: UnixSeconds,
+    /// When this node's hosts may first have been asked by it.
+    changed_at: UnixSeconds,
+}
+
 /// All label queries, by platform.
 #[derive(Debug, Default)]
 pub(crate) struct LabelPlan {
-    /// Dynamic labels, by id: platforms, query, time of the last change.
-    labels: Vec<(LabelId, String, String, UnixSeconds)>,
+    /// By id.
+    labels: Vec<DynamicLabel>,
     by_platform: HashMap<Box<str>, Arc<PlatformLabels>>,
+    /// When the labels were read; `None` before the first time.
+    read_at: Option<UnixSeconds>,
 }
 
 impl LabelPlan {
@@ -138,22 +152,40 @@ impl LabelPlan {
                     && label.spec.label_membership_type == LabelMembership::Dynamic
                     && !label.spec.query.trim().is_empty()
             })
-            .map(|label| {
-                let spec = &label.spec;
-                let changed_at = label.updated_at.min(now);
-                (
-                    label.id,
-                    spec.platform.clone(),
-                    spec.query.clone(),
-                    changed_at,
-                )
+            .map(|label| DynamicLabel {
+                id: label.id,
+                platforms: label.spec.platform.clone(),
+                sql: label.spec.query.clone(),
+                updated_at: label.updated_at,
+                changed_at: label.updated_at.min(now),
             })
             .collect();
-        labels.sort();
+        labels.sort_by_key(|label| label.id);
         Self {
             labels,
             by_platform: HashMap::new(),
+            read_at: Some(now),
         }
+    }
+
+    /// The same plan where `previous` was in force until now. What is new in it counts as changed when it was read, for
+    /// hosts that were asked between the change and that time were asked by the old one.
+    pub(crate) fn succeeding(mut self, previous: &Self) -> Self {
+        let (Some(read_at), Some(_)) = (self.read_at, previous.read_at) else {
+            return self;
+        };
+        for label in &mut self.labels {
+            let old = previous
+                .labels
+                .binary_search_by_key(&label.id, |old| old.id)
+                .ok()
+                .and_then(|at| previous.labels.get(at));
+            label.changed_at = match old {
+                Some(old) if old.is_same(label) => old.changed_at,
+                _ => read_at,
+            };
+        }
+        self
     }
 
     /// What hosts of a platform are asked; `None` when that is nothing.
@@ -162,21 +194,29 @@ impl LabelPlan {
             return (!plan.ids.is_empty()).then(|| Arc::clone(plan));
         }
         let mut plan = PlatformLabels::default();
-        for (id, platforms, sql, changed_at) in &self.labels {
-            if !platform_matches(platforms, platform) {
+        for label in &self.labels {
+            if !platform_matches(&label.platforms, platform) {
                 continue;
             }
-            plan.ids.push(*id);
-            plan.changed_at = plan.changed_at.max(*changed_at);
+            plan.ids.push(label.id);
+            plan.changed_at = plan.changed_at.max(label.changed_at);
             plan.queries.push(Query {
-                name: format!("{LABEL_PREFIX}{id}"),
-                sql: sql.clone(),
+                name: format!("{LABEL_PREFIX}{}", label.id),
+                sql: label.sql.clone(),
                 discovery: DISCOVERY_ALWAYS.to_owned(),
             });
         }
         let plan = Arc::new(plan);
         self.by_platform.insert(platform.into(), Arc::clone(&plan));
         (!plan.ids.is_empty()).then_some(plan)
+    }
+}
+
+impl DynamicLabel {
+    fn is_same(&self, other: &Self) -> bool {
+        self.updated_at == other.updated_at
+            && self.platforms == other.platforms
+            && self.sql == other.sql
     }
 }
 
@@ -282,6 +322,27 @@ mod tests {
                 .for_platform("ubuntu")
                 .is_none()
         );
+    }
+
+    #[test]
+    fn changes_count_from_when_they_were_read() {
+        let at = |seconds| UnixSeconds(seconds);
+        let changed_at = |plan: &mut LabelPlan| plan.for_platform("ubuntu").unwrap().changed_at;
+        let old = [label(7, "SELECT 7", "", 40)];
+        // At a start everything is as old as the store says.
+        let mut first = LabelPlan::of(&old, at(100)).succeeding(&LabelPlan::default());
+        assert_eq!(changed_at(&mut first), at(40));
+        let mut same = LabelPlan::of(&old, at(110)).succeeding(&first);
+        assert_eq!(changed_at(&mut same), at(40));
+        let new = [label(7, "SELECT 7", "", 40), label(8, "SELECT 8", "", 111)];
+        let mut second = LabelPlan::of(&new, at(113)).succeeding(&same);
+        assert_eq!(changed_at(&mut second), at(113));
+        let mut third = LabelPlan::of(&new, at(120)).succeeding(&second);
+        assert_eq!(changed_at(&mut third), at(113));
+        // Changed and changed back between two looks: answers to the query between count for nothing.
+        let again = [label(7, "SELECT 7", "", 121)];
+        let mut fourth = LabelPlan::of(&again, at(122)).succeeding(&third);
+        assert_eq!(changed_at(&mut fourth), at(122));
     }
 
     #[test]

@@ -317,7 +317,7 @@ impl Roster {
     /// [`Roster::respec`] comes by.
     pub(crate) fn set_specs(&mut self, composer: Arc<Composer>, plan: LabelPlan) {
         self.answers.set_composer(composer);
-        self.plan = plan;
+        self.plan = plan.succeeding(&self.plan);
     }
 
     /// Configs in use that may be others under the specs now.

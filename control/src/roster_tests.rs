@@ -198,6 +198,26 @@ fn answers_settle_what_was_handed_out() {
 }
 
 #[test]
+fn a_label_that_came_while_a_host_was_asked_is_asked_next() {
+    let mut roster = roster();
+    let composer = || Arc::new(Composer::of(&specs(&[], json!({}))));
+    let first = label(7, "linux", NOW);
+    roster.set_specs(composer(), LabelPlan::of(std::slice::from_ref(&first), NOW));
+    roster.apply_host(&state(1, 1, "ubuntu", &[]), NOW);
+    // The second label is stored one second before the hand-out and read two seconds after it.
+    let handed_at = UnixSeconds(NOW.0 + 1);
+    roster.hand_out(HostId(1), handed_at).unwrap();
+    roster.labels_stored(HostId(1), &[], handed_at);
+    let read_at = UnixSeconds(NOW.0 + 3);
+    roster.set_specs(
+        composer(),
+        LabelPlan::of(&[first, label(8, "linux", NOW)], read_at),
+    );
+    let work = roster.hand_out(HostId(1), read_at).unwrap();
+    assert!(work.queries.iter().any(|query| query.sql == "SELECT 8"));
+}
+
+#[test]
 fn the_old_key_serves_a_minute_longer() {
     let mut roster = roster();
     let mut queue = roster.subscribe();
