@@ -245,7 +245,10 @@ pub(crate) async fn run(worker: Rc<Worker>, listening: Rc<Listening>, listener: 
         let burst = accept_burst(&worker, &listening, listener.get_ref(), have_waited);
         have_waited = !matches!(burst, Ok(Burst::Empty));
         match burst {
-            Ok(Burst::Empty) => ready.clear_ready(),
+            Ok(Burst::Empty) => {
+                listening.emptied();
+                ready.clear_ready();
+            }
             Ok(Burst::More) => tokio::task::yield_now().await,
             Ok(Burst::Exhausted) => {
                 tokio::time::sleep(DESCRIPTOR_PAUSE).await;
@@ -345,7 +348,8 @@ fn is_admitted(
 ) -> bool {
     if have_waited && let Some(waited) = inherit::waited(socket, worker.tls.borrow().is_some()) {
         let mut gate = worker.state.gate.borrow_mut();
-        if let Some(shed) = admission::judge_wait(waited, gate.allowed().queue_age) {
+        let age_max = listening.longest_wait(waited.age, gate.allowed());
+        if let Some(shed) = admission::judge_wait(waited, age_max) {
             gate.count(shed);
             return false;
         }

@@ -10,11 +10,7 @@
 //!    for each address, then the rate of all.
 //! 5. The queues toward control, in `waiting.rs`: their bounds and the age of the oldest request.
 //!
-//! The queue is served oldest first, and what is too old is dropped at its head. Under lasting overload everybody who is
-//! served has thus waited about as long as the limit says, or as the kernel's queue is long, whichever is less. By default
-//! that is the kernel's: 4,096 connections are less than two seconds of work, every agent that is taken is answered within
-//! its 16 s, and those who find the queue full cost the kernel a dropped SYN instead of us an accept and, as agents try
-//! again at once, another. A shorter limit buys a shorter wait for those who are served with that price.
+//! The queue is served oldest first, and what is too old is dropped at its head; how old that is, `queue.rs` says.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};

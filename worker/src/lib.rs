@@ -35,6 +35,7 @@ mod negative;
 mod pages;
 mod phase;
 mod policy;
+mod queue;
 mod request;
 mod scan;
 mod seen;

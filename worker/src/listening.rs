@@ -5,13 +5,15 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use fleet_protocol::limits::EXCHANGE_DEADLINE;
+use fleet_protocol::limits::{Allowed, EXCHANGE_DEADLINE};
 use fleet_protocol::networks::Networks;
 use fleet_protocol::slot;
 use fleet_protocol::stats::ListenerStats;
 use tokio::sync::Notify;
+
+use crate::queue::Queue;
 
 /// See the module.
 pub(crate) struct Listening {
@@ -21,6 +23,7 @@ pub(crate) struct Listening {
     open: Cell<u32>,
     accepted: Cell<u64>,
     refused: Cell<u64>,
+    queue: Cell<Queue>,
     is_withdrawn: Cell<bool>,
     /// Agents that connected while nobody accepted have given up by then; `None` when there are none.
     calm_from: Cell<Option<Instant>>,
@@ -35,6 +38,7 @@ impl Listening {
             open: Cell::new(0),
             accepted: Cell::new(0),
             refused: Cell::new(0),
+            queue: Cell::new(Queue::default()),
             is_withdrawn: Cell::new(false),
             calm_from: Cell::new(None),
             changed: Notify::new(),
@@ -53,6 +57,21 @@ impl Listening {
     /// Counts a request or a connection that was refused.
     pub(crate) fn refuse(&self) {
         self.refused.set(self.refused.get() + 1);
+    }
+
+    /// Nobody waits to be accepted.
+    pub(crate) fn emptied(&self) {
+        let mut queue = self.queue.get();
+        queue.emptied();
+        self.queue.set(queue);
+    }
+
+    /// The longest wait with which somebody is served now; the next one has waited for `age`.
+    pub(crate) fn longest_wait(&self, age: Duration, allowed: &Allowed) -> Duration {
+        let mut queue = self.queue.get();
+        let longest = queue.longest_wait(age, allowed, Instant::now());
+        self.queue.set(queue);
+        longest
     }
 
     /// Some have waited to be accepted, and nobody knows for how long. A full queue also kept others out, who try again.
@@ -104,8 +123,6 @@ impl Listening {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

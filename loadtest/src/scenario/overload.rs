@@ -92,7 +92,7 @@ struct Score {
     treated: [u64; 6],
     /// Due while every host was waiting already.
     not_offered: u64,
-    /// When it began, since the phase did, and how long it took; of those that were served after the overload.
+    /// When it began, since the phase did, and how long it took, microseconds; of those that were served.
     moments: Vec<(u64, u64)>,
 }
 
@@ -108,7 +108,7 @@ impl Default for Score {
 }
 
 impl Score {
-    fn record(&mut self, part: Part, exchange: &Exchange, begun: Instant) {
+    fn record(&mut self, exchange: &Exchange, begun: Instant) {
         let treatment = Treatment::of(exchange);
         if let Some(count) = self.treated.get_mut(treatment as usize) {
             *count += 1;
@@ -118,10 +118,8 @@ impl Score {
         }
         let latency = micros(exchange.ended_at - exchange.started_at);
         self.served.saturating_record(latency);
-        if part == Part::After {
-            let at = exchange.started_at.saturating_duration_since(begun);
-            self.moments.push((micros(at), latency));
-        }
+        let at = exchange.started_at.saturating_duration_since(begun);
+        self.moments.push((micros(at), latency));
     }
 
     fn merge(&mut self, other: &Self) {
@@ -145,8 +143,13 @@ impl Score {
         self.treated.iter().sum()
     }
 
-    fn p99_ms(&self) -> f64 {
-        Percentiles::of(&self.served).p99
+    /// Of those that began this late in the phase or later.
+    fn settled(&self, from_us: u64) -> Percentiles {
+        let mut settled = histogram();
+        for (_, latency) in self.moments.iter().filter(|(at, _)| *at >= from_us) {
+            settled.saturating_record(*latency);
+        }
+        Percentiles::of(&settled)
     }
 }
 
@@ -294,7 +297,7 @@ impl Crew {
         while let Some(back) = next {
             if let Ok((agent, part, begun, exchange)) = back {
                 if let Some(score) = self.scores.get_mut(part as usize) {
-                    score.record(part, &exchange, begun);
+                    score.record(&exchange, begun);
                 }
                 self.idle.push_back(agent);
             }
@@ -406,10 +409,11 @@ fn tell(findings: &mut Findings, options: &Overload, scores: &Scores) {
     let most = capacity.count(Treatment::Served);
     let goodput = ratio(overload.count(Treatment::Served), as_f64(most).max(1.0));
     findings.figure("overload_goodput_percent", 100.0 * goodput);
-    findings.figure(
-        "overload_p99_by_normal",
-        overload.p99_ms() / normal.p99_ms().max(0.001),
-    );
+    // A server may let a herd wait at first; what lasts is seen in the second half.
+    let settled = overload.settled(options.seconds * SECOND_US / 2);
+    findings.percentiles("overload_settled_served", "ms", &settled);
+    let normal_p99 = Percentiles::of(&normal.served).p99.max(0.001);
+    findings.figure("overload_settled_p99_by_normal", settled.p99 / normal_p99);
     findings.count(
         "overload_told_to_come_back",
         overload.count(Treatment::Told),

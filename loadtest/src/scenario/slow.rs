@@ -1,5 +1,8 @@
 //! `slow`: connections that send a byte a second, in each phase of an exchange, beside agents that behave. How the agents
 //! fare before and meanwhile, and when the server was rid of each slow connection.
+//!
+//! They are opened evenly, those that a server bears longest first, so that all are open at one time. Their handshakes cost
+//! the server what any would, and have a phase of their own, before the one in which nothing but slow bytes comes.
 
 mod drip;
 
@@ -7,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use tokio::time::Instant;
 
 use super::crowd;
 use super::lane::Shared;
@@ -16,7 +18,7 @@ use super::population::{Habits, Member, Population, Recorder, Thread};
 use super::report::Findings;
 use super::stage::{Look, Run, Stage};
 use super::steady::is_clean;
-use super::tally::{Percentiles, Phase, as_u64, histogram, micros};
+use super::tally::{Percentiles, Phase, as_f64, as_u64, histogram, micros, ratio};
 use crate::client::Dialer;
 use drip::{Ending, Part};
 
@@ -32,9 +34,15 @@ pub(super) struct Slow {
     /// Slow connections; a third in each phase: handshake, head, body.
     #[arg(long)]
     pub(super) connections: u32,
-    /// Seconds of the phase with the slow connections.
-    #[arg(long, default_value_t = 30)]
+    /// Seconds in which the slow connections are opened.
+    #[arg(long, default_value_t = 8)]
+    pub(super) opening: u64,
+    /// Seconds of the phase with all of them.
+    #[arg(long, default_value_t = 5)]
     pub(super) seconds: u64,
+    /// Seconds after it, in which a server has to close the rest of them.
+    #[arg(long, default_value_t = 15)]
+    pub(super) rest: u64,
     /// Seconds of the phase before them.
     #[arg(long, default_value_t = 10)]
     pub(super) before: u64,
@@ -88,37 +96,53 @@ pub(super) fn run(options: &Slow) -> anyhow::Result<bool> {
     run.pass(Duration::from_secs(options.before), "before");
     let begun = run.look();
     run.shared.marks.begin_next(begun.at());
+    run.pass(Duration::from_secs(options.opening), "opening");
+    let opened = run.look();
+    run.shared.marks.begin_next(opened.at());
     run.pass(Duration::from_secs(options.seconds), "slow");
-    run.shared.marks.begin_next(Instant::now());
-    run.note_effort();
     let ended = run.look();
-    publish(&plan, run, [&prepared, &begun, &ended])
+    run.shared.marks.begin_next(ended.at());
+    run.pass(Duration::from_secs(options.rest), "rest");
+    run.note_effort();
+    publish(&plan, run, [&prepared, &begun, &opened, &ended])
 }
 
 fn publish(
     plan: &Plan,
     run: Run<Vec<Ending>>,
-    [prepared, begun, ended]: [&Look; 3],
+    [prepared, begun, opened, ended]: [&Look; 4],
 ) -> anyhow::Result<bool> {
     let mut servers = run.servers("server, before", prepared, begun);
-    servers.extend(run.servers("server, with slow connections", begun, ended));
+    servers.extend(run.servers("server, while slow connections are opened", begun, opened));
+    servers.extend(run.servers("server, with slow connections", opened, ended));
     let (lanes, mut report) = run.end("slow")?;
     report.servers = servers;
-    let [preparation, before, during, ..] = plan.recorder.take();
+    let [preparation, before, opening, during, rest] = plan.recorder.take();
     let seconds = |from: &Look, to: &Look| (to.at() - from.at()).as_secs_f64();
     report.phases = vec![
         preparation.phase("preparation", 0.0),
         before.phase("before", seconds(prepared, begun)),
-        during.phase("with slow connections", seconds(begun, ended)),
+        opening.phase("while slow connections are opened", seconds(begun, opened)),
+        during.phase("with slow connections", seconds(opened, ended)),
+        rest.phase("after", as_f64(plan.options.rest)),
     ];
     let p99 = |phase: Option<&Phase>| {
         let all = phase.and_then(|phase| phase.routes.last());
         all.map_or(0.0, |row| row.latency_ms.p99)
     };
-    let (before, during) = (p99(report.phases.get(1)), p99(report.phases.get(2)));
-    report.findings.figure("others_p99_before_ms", before);
-    report.findings.figure("others_p99_during_ms", during);
+    for (number, name) in ["before", "opening", "during"].into_iter().enumerate() {
+        let p99 = p99(report.phases.get(number + 1));
+        report.findings.figure(format!("others_p99_{name}_ms"), p99);
+    }
     let endings: Vec<Ending> = lanes.into_iter().flatten().collect();
+    let is_open = |ending: &&Ending| {
+        let closed_at = ending.closed_after.map(|after| ending.begun_at + after);
+        ending.is_opened
+            && ending.begun_at <= opened.at()
+            && closed_at.is_none_or(|at| at > opened.at())
+    };
+    let at_once = endings.iter().filter(is_open).count();
+    report.findings.count("slow_open_at_once", as_u64(at_once));
     for part in Part::ALL {
         tell(&mut report.findings, part, &endings);
     }
@@ -181,14 +205,15 @@ async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<Vec<Ending>> {
     slow.await?
 }
 
-/// Opens this lane's slow connections once the phase before them is over, and lets each drip until the end.
+/// Opens this lane's slow connections when the phase before them is over, and lets each drip until the end.
 async fn dribble(plan: Arc<Plan>, lane: usize, dialer: Arc<Dialer>) -> anyhow::Result<Vec<Ending>> {
     let (options, stage) = (&plan.options, &plan.stage);
     let shared = &plan.recorder.shared;
     let Some(begin) = crowd::begin_of(shared, 2).await else {
         return Ok(Vec::new());
     };
-    let end = begin + Duration::from_secs(options.seconds);
+    let opening = Duration::from_secs(options.opening);
+    let end = begin + opening + Duration::from_secs(options.seconds + options.rest);
     let path = stage
         .settings
         .paths
@@ -196,10 +221,12 @@ async fn dribble(plan: Arc<Plan>, lane: usize, dialer: Arc<Dialer>) -> anyhow::R
         .to_owned();
     let mut tasks = Vec::new();
     for number in stage.share(lane, options.connections) {
-        let part = Part::of(number);
+        let part = Part::of(number, options.connections);
+        let at = begin + opening.mul_f64(ratio(number.into(), options.connections.into()));
         let target = stage.target(number)?.clone();
         let (dialer, path) = (dialer.clone(), format!("{}{path}", target.prefix));
         tasks.push(tokio::spawn(async move {
+            tokio::time::sleep_until(at).await;
             drip::run(part, &dialer, &target, &path, end).await
         }));
     }
@@ -212,29 +239,32 @@ async fn dribble(plan: Arc<Plan>, lane: usize, dialer: Arc<Dialer>) -> anyhow::R
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
     #[test]
     fn endings_are_told_apart() {
         let ending = |number: u32, closed_after: Option<u64>| Ending {
-            part: Part::of(number),
+            part: Part::of(number, 9),
             is_opened: true,
+            begun_at: Instant::now(),
             closed_after: closed_after.map(Duration::from_secs),
         };
         let endings = [
-            ending(0, Some(10)),
-            ending(1, Some(5)),
-            ending(3, None),
+            ending(3, Some(10)),
+            ending(6, Some(5)),
+            ending(4, None),
             Ending {
                 is_opened: false,
-                ..ending(6, None)
+                ..ending(5, None)
             },
         ];
         assert!(!are_opened(&endings, 4), "one was not");
         assert!(!are_opened(&endings[..3], 4), "one was not tried");
         assert!(are_opened(&endings[..3], 3));
         let mut findings = Findings::default();
-        tell(&mut findings, Part::of(0), &endings);
+        tell(&mut findings, Part::Handshake, &endings);
         let json = serde_json::to_value(&findings).unwrap();
         let name = |what: &str| json[format!("slow_handshake_{what}")].clone();
         assert_eq!(name("opened"), 2);

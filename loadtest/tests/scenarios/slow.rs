@@ -12,7 +12,9 @@ async fn slow_tells_when_each_connection_was_closed() {
         "--hosts=4",
         "--connections=6",
         "--before=1",
-        "--seconds=3",
+        "--opening=1",
+        "--seconds=2",
+        "--rest=1",
         "--interval=1",
         "--threads=2",
     ];
@@ -24,5 +26,6 @@ async fn slow_tells_when_each_connection_was_closed() {
         assert_eq!(count("open_at_end"), 2, "{report}");
         assert_eq!(count("closed"), 0, "{report}");
     }
-    assert!(route(&report["phases"][2], "config").unwrap()["exchanges"].as_u64() >= Some(4));
+    assert_eq!(report["findings"]["slow_open_at_once"], 6, "{report}");
+    assert!(route(&report["phases"][3], "config").unwrap()["exchanges"].as_u64() >= Some(4));
 }

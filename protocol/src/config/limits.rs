@@ -20,9 +20,15 @@ section! {
         /// From there to the end of the request's head; who is slower is disconnected.
         #[serde(with = "super::keys::span")]
         head_deadline: Duration = limits::HEAD_DEADLINE;
-        /// A connection that has waited longer for its accept is closed before TLS: its agent gives up 16s after it connected. Shorter (50ms and more): under overload fewer agents wait long, and more are told to come back.
+        /// A connection that has waited longer for its accept is closed before TLS: its agent gives up 16s after it connected.
         #[serde(with = "super::keys::span")]
         queue_age_max: Duration = limits::QUEUE_AGE_MAX;
+        /// When connections have had to wait for this long without a pause, more come than can be served, and from then on limits.queue_age_lasting holds. A herd that returns at once is served before; 0s: always.
+        #[serde(with = "super::keys::span")]
+        queue_burst_max: Duration = limits::QUEUE_BURST_MAX;
+        /// Under lasting overload a connection that has waited longer for its accept is closed before TLS, so that those who are served need not wait.
+        #[serde(with = "super::keys::span")]
+        queue_age_lasting: Duration = limits::QUEUE_AGE_LASTING;
         /// New connections a second from one address (IPv6: from one /64); not from loopback and trusted proxies. 0: by number of hosts. Each of N workers takes 2/N of it (rounded up, at most all), and so of each further rate and burst here: together they let through one to two times the figure.
         address_rate: u32 = 0;
         /// New connections at once from an address that has been quiet; an office behind NAT is one address. 0: by number of hosts.

@@ -293,6 +293,22 @@ impl Config {
                 ),
             );
         }
+        let shortest = limits::QUEUE_AGE_LASTING_MIN;
+        let longest = of.queue_age_max.max(limits::OPTION_DEADLINE_MIN);
+        check(
+            (shortest..=longest).contains(&of.queue_age_lasting),
+            &format!(
+                "limits.queue_age_lasting: must be {}ms to limits.queue_age_max",
+                shortest.as_millis()
+            ),
+        );
+        check(
+            of.queue_burst_max <= limits::QUEUE_AGE_MAX,
+            &format!(
+                "limits.queue_burst_max: at most {}s",
+                limits::QUEUE_AGE_MAX.as_secs()
+            ),
+        );
         check(
             of.handshakes_per_worker_max <= self.server.connections_per_worker_max,
             "limits.handshakes_per_worker_max: at most server.connections_per_worker_max",
@@ -562,6 +578,13 @@ mod tests {
         let mut config = Config::default();
         config.limits.handshakes_per_worker_max = 15_001;
         assert_eq!(config.validate().len(), 1);
+        config.limits.queue_age_lasting = second / 1000;
+        assert_eq!(config.validate().len(), 2);
+        config.limits.queue_age_lasting = 2 * second;
+        config.limits.queue_age_max = second;
+        assert_eq!(config.validate().len(), 2);
+        config.limits.queue_burst_max = 11 * second;
+        assert_eq!(config.validate().len(), 3);
     }
 
     #[test]

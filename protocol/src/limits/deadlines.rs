@@ -18,6 +18,13 @@ pub const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// From the ClientHello to accept, unless an option makes it shorter. What is left of the agent's time is enough for the
 /// answer of a store that is slow.
 pub const QUEUE_AGE_MAX: Duration = Duration::from_secs(10);
+/// How long a worker's queue stands until its overload is said to last, by default: herds of 15,000 agents are served by
+/// then.
+pub const QUEUE_BURST_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for accept under lasting overload, by default.
+pub const QUEUE_AGE_LASTING: Duration = Duration::from_millis(20);
+/// The option for it is no shorter, since the kernel counts in ticks of 4 ms.
+pub const QUEUE_AGE_LASTING_MIN: Duration = Duration::from_millis(8);
 /// Options for these are no shorter: a busy machine needs as long, and the kernel counts in ticks of 4 ms.
 pub const OPTION_DEADLINE_MIN: Duration = Duration::from_millis(50);
 /// From the end of the answer to the peer's close.

@@ -107,6 +107,10 @@ pub struct Allowed {
     pub head_deadline: Duration,
     /// Longest wait in the kernel's queue.
     pub queue_age: Duration,
+    /// The same under overload that lasts.
+    pub queue_age_lasting: Duration,
+    /// How long the queue stands until overload is said to last.
+    pub queue_burst: Duration,
     /// Connections of one client address.
     pub address: Rate,
     /// Requests of one host.
@@ -144,6 +148,8 @@ impl Allowed {
             handshake_deadline: limits.handshake_deadline,
             head_deadline: limits.head_deadline,
             queue_age: limits.queue_age_max,
+            queue_age_lasting: limits.queue_age_lasting,
+            queue_burst: limits.queue_burst_max,
             address: tier.address.or(limits.address_rate, limits.address_burst),
             host: HOST.or(limits.host_rate, limits.host_burst),
             routes: Route::ALL.map(|route| {

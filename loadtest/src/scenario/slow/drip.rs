@@ -30,12 +30,12 @@ pub(super) enum Part {
 impl Part {
     pub(super) const ALL: [Self; 3] = [Self::Handshake, Self::Head, Self::Body];
 
-    /// Of the connection with this number.
-    pub(super) fn of(number: u32) -> Self {
-        match number % 3 {
-            0 => Self::Handshake,
-            1 => Self::Head,
-            _ => Self::Body,
+    /// Of the connection with this number among so many: a third each, those that servers bear longest first.
+    pub(super) fn of(number: u32, total: u32) -> Self {
+        match u64::from(number) * 3 / u64::from(total.max(1)) {
+            0 => Self::Body,
+            1 => Self::Handshake,
+            _ => Self::Head,
         }
     }
 
@@ -55,6 +55,8 @@ pub(super) struct Ending {
     pub(super) part: Part,
     /// It came as far as its slow part.
     pub(super) is_opened: bool,
+    /// When the first slow byte was due.
+    pub(super) begun_at: Instant,
     /// From the first slow byte to the server's end of it; `None` when it was still open at the end of the run.
     pub(super) closed_after: Option<Duration>,
 }
@@ -72,12 +74,14 @@ pub(super) async fn run(
         return Ending {
             part,
             is_opened: false,
+            begun_at: Instant::now(),
             closed_after: None,
         };
     };
     Ending {
         part,
         is_opened: true,
+        begun_at: Instant::now(),
         closed_after: send_slowly(connection, &bytes, end).await,
     }
 }
