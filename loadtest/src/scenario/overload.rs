@@ -39,8 +39,9 @@ pub(super) struct Overload {
     /// Seconds of each of the four phases.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..=600))]
     pub(super) seconds: u64,
-    /// Exchanges at a time while the capacity is looked for.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Exchanges at a time while the capacity is looked for: enough to keep the server busy, and few enough that it
+    /// refuses none.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) connections: u32,
     /// The offer under overload, as a multiple of the capacity.
     #[arg(long, default_value_t = 3.0)]
@@ -108,18 +109,20 @@ impl Default for Score {
 }
 
 impl Score {
-    fn record(&mut self, exchange: &Exchange, begun: Instant) {
+    /// Whether it was served.
+    fn record(&mut self, exchange: &Exchange, begun: Instant) -> bool {
         let treatment = Treatment::of(exchange);
         if let Some(count) = self.treated.get_mut(treatment as usize) {
             *count += 1;
         }
         if treatment != Treatment::Served {
-            return;
+            return false;
         }
         let latency = micros(exchange.ended_at - exchange.started_at);
         self.served.saturating_record(latency);
         let at = exchange.started_at.saturating_duration_since(begun);
         self.moments.push((micros(at), latency));
+        true
     }
 
     fn merge(&mut self, other: &Self) {
@@ -179,14 +182,17 @@ struct Plan {
     options: Overload,
     stage: Stage,
     recorder: Arc<Recorder>,
-    /// Exchanges in a thousand seconds; known after the first phase.
-    capacity: AtomicU64,
+    /// Exchanges that were served in the first phase.
+    served: AtomicU64,
 }
 
 impl Plan {
     /// Exchanges a second that are offered in a phase, by all lanes.
     fn offer(&self, part: Part) -> f64 {
-        let capacity = as_f64(self.capacity.load(Ordering::Relaxed)) / 1000.0;
+        let capacity = ratio(
+            self.served.load(Ordering::Relaxed),
+            as_f64(self.options.seconds),
+        );
         match part {
             Part::Capacity => 0.0,
             Part::Normal | Part::After => capacity * self.options.normal,
@@ -205,7 +211,7 @@ pub(super) fn run(options: &Overload) -> anyhow::Result<bool> {
         options: options.clone(),
         stage,
         recorder: Recorder::new(&shared, false),
-        capacity: AtomicU64::new(0),
+        served: AtomicU64::new(0),
     });
     let mut run = {
         let lane_plan = plan.clone();
@@ -224,14 +230,7 @@ pub(super) fn run(options: &Overload) -> anyhow::Result<bool> {
         run.shared.marks.begin_next(before.at());
         run.pass(time, part.name());
         run.note_effort();
-        let look = run.look();
-        if part == Part::Capacity {
-            let milliseconds = micros(look.at() - before.at()) / 1000;
-            let done = look.exchanges().saturating_sub(before.exchanges());
-            let capacity = done.saturating_mul(1_000_000) / milliseconds.max(1);
-            plan.capacity.store(capacity, Ordering::Relaxed);
-        }
-        looks.push(look);
+        looks.push(run.look());
     }
     publish(&plan, run, &looks)
 }
@@ -244,6 +243,7 @@ async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<Scores> {
     let agents = stage.agents(lane, options.hosts, &dialer, &plan.recorder)?;
     crowd::prepare_all(&agents, options.preparing, shared).await?;
     let mut crew = Crew {
+        plan: plan.clone(),
         idle: agents.into(),
         busy: JoinSet::new(),
         scores: Scores::default(),
@@ -269,6 +269,7 @@ async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<Scores> {
 
 /// The agents of a lane.
 struct Crew {
+    plan: Arc<Plan>,
     idle: VecDeque<Arc<Agent>>,
     busy: JoinSet<(Arc<Agent>, Part, Instant, Exchange)>,
     scores: Scores,
@@ -296,8 +297,10 @@ impl Crew {
             .flatten();
         while let Some(back) = next {
             if let Ok((agent, part, begun, exchange)) = back {
-                if let Some(score) = self.scores.get_mut(part as usize) {
-                    score.record(&exchange, begun);
+                let score = self.scores.get_mut(part as usize);
+                let is_served = score.is_some_and(|score| score.record(&exchange, begun));
+                if is_served && part == Part::Capacity {
+                    self.plan.served.fetch_add(1, Ordering::Relaxed);
                 }
                 self.idle.push_back(agent);
             }
