@@ -239,11 +239,6 @@ impl Look {
         self.at
     }
 
-    /// Exchanges that had ended.
-    pub(super) fn exchanges(&self) -> u64 {
-        self.exchanges
-    }
-
     /// CPU of all watched processes since their start, microseconds.
     pub(super) fn cpu_us(&self) -> u64 {
         self.samples.iter().map(|sample| sample.cpu_us).sum()

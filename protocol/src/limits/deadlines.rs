@@ -22,7 +22,7 @@ pub const QUEUE_AGE_MAX: Duration = Duration::from_secs(10);
 /// then.
 pub const QUEUE_BURST_MAX: Duration = Duration::from_secs(5);
 /// Longest wait for accept under lasting overload, by default.
-pub const QUEUE_AGE_LASTING: Duration = Duration::from_millis(20);
+pub const QUEUE_AGE_LASTING: Duration = Duration::from_millis(10);
 /// The option for it is no shorter, since the kernel counts in ticks of 4 ms.
 pub const QUEUE_AGE_LASTING_MIN: Duration = Duration::from_millis(8);
 /// Options for these are no shorter: a busy machine needs as long, and the kernel counts in ticks of 4 ms.
