@@ -126,7 +126,7 @@ impl Worker {
     /// Takes other limits; nobody who is inside is put out.
     fn set_limits(&self, limits: &SlotLimits) {
         let share = limits.allowed.share(limits.slots);
-        tracing::info!(slots = limits.slots, ?share, "limits");
+        tracing::debug!(slots = limits.slots, ?share, "limits");
         self.state.gate.borrow_mut().set(share, Instant::now());
         self.policy.set_deadlines(&share);
         self.door.resize(&share);
