@@ -7,7 +7,7 @@ use fleet_protocol::limits::DRAIN_DEADLINE;
 use fleet_protocol::slot::ToChild;
 
 use super::upgrade::Upgrade;
-use super::{Phase, Supervisor};
+use super::{Ending, Phase, Supervisor};
 use crate::exit::Failure;
 use crate::slot::{Event, Then};
 
@@ -128,6 +128,24 @@ impl Supervisor {
             place.tell(ToChild::Drain { deadline_ms });
         }
         self.is_changed = true;
+    }
+
+    /// Lets go of everything.
+    pub(super) async fn end(self) -> (Ending, Result<(), Failure>) {
+        let Self {
+            claiming,
+            failure,
+            upgrade,
+            ..
+        } = self;
+        match upgrade {
+            Upgrade::Refused(failure) => (Ending::NotOurs, Err(failure)),
+            Upgrade::Given(_) => (Ending::NotOurs, failure.map_or(Ok(()), Err)),
+            _ => {
+                claiming.end().await;
+                (Ending::Over, failure.map_or(Ok(()), Err))
+            }
+        }
     }
 }
 
