@@ -28,32 +28,24 @@ impl Supervisor {
     pub(super) fn answer(&mut self, ask: Ask) {
         let reply = match ask.request {
             Request::Upgrade { binary } => return self.begin_upgrade(binary, ask.reply),
-            Request::Status => Reply::Status(Box::new(self.status())),
+            Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::Stop => {
                 if self.phase == Phase::Serving {
                     tracing::info!("an operator asks to stop");
                     self.cancel_upgrade("the server is asked to stop");
                     self.begin_drain();
                 }
-                Reply::Stopping {
+                Ok(Reply::Stopping {
                     pid: std::process::id(),
-                }
+                })
             }
-            Request::Drain(what) => match self.drain(what) {
-                Ok(text) => Reply::Draining { text },
-                Err(failure) => Reply::Error {
-                    reason: failure.to_string(),
-                    code: failure.code(),
-                },
-            },
-            Request::Reload => match self.reload() {
-                Ok(reloaded) => Reply::Reloaded(reloaded),
-                Err(failure) => Reply::Error {
-                    reason: failure.to_string(),
-                    code: failure.code(),
-                },
-            },
+            Request::Drain(what) => self.drain(what).map(|text| Reply::Draining { text }),
+            Request::Reload => self.reload().map(Reply::Reloaded),
         };
+        let reply = reply.unwrap_or_else(|failure| Reply::Error {
+            reason: failure.to_string(),
+            code: failure.code(),
+        });
         // The asker may have gone.
         let _ = ask.reply.try_send(reply);
     }
