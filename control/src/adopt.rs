@@ -8,7 +8,8 @@ use fleet_protocol::ids::{NodeKeyHash, RequestId, UnixSeconds};
 use fleet_protocol::reject::Reject;
 
 use crate::agents::{Agents, lock};
-use crate::model::{HostColumns, NewEnrollment, certified_instance};
+use crate::model::enrollment::{NewEnrollment, certified_instance};
+use crate::model::host::HostColumns;
 
 impl Agents {
     /// Answers a batch of such requests, each with its host.

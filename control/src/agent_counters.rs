@@ -6,7 +6,7 @@ use fleet_protocol::agent::Answer;
 use fleet_protocol::ids::FeedSeq;
 use fleet_protocol::reject::Reject;
 
-use crate::model::Identity;
+use crate::model::enrollment::Identity;
 use crate::pacer::PacerStatistics;
 use crate::results::Tally;
 

@@ -24,7 +24,7 @@ use crate::bus::Bus;
 use crate::enroll::{IssuedKeys, SecretSet};
 use crate::feed::Subscription;
 use crate::host_config::{self, Specs};
-use crate::model::{INTERVAL_UNKNOWN_S, MIA_AFTER_S, NEW_FOR_S, ONLINE_BUFFER_S};
+use crate::model::host::{INTERVAL_UNKNOWN_S, MIA_AFTER_S, NEW_FOR_S, ONLINE_BUFFER_S};
 use crate::pacer;
 use crate::results::Warned;
 use crate::roster::Roster;

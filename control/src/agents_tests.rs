@@ -3,7 +3,8 @@ use fleet_protocol::secret::Secret;
 
 use super::*;
 use crate::agent_bench::{Bench, answers_of, enroll};
-use crate::model::{LabelSpec, PackQuery, PackSpec, PackTargets};
+use crate::model::label::LabelSpec;
+use crate::model::pack::{PackQuery, PackSpec, PackTargets};
 
 #[tokio::test]
 async fn enrolment_is_idempotent_for_five_minutes_and_the_old_key_survives_another() {

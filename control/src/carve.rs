@@ -25,7 +25,7 @@ use fleet_protocol::secret::Secret;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::carve_file;
-use crate::model::{Carve, CarveId, NewCarve};
+use crate::model::carve::{Carve, CarveId, NewCarve};
 use crate::store::{self, Store};
 
 const SESSION_BYTES: usize = 32;

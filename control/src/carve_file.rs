@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::durable::sync_directory;
-use crate::model::CarveId;
+use crate::model::carve::CarveId;
 
 const PART: &str = "part";
 const TAR: &str = "tar";

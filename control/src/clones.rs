@@ -20,7 +20,7 @@
 
 use fleet_protocol::ids::{HostId, UnixSeconds};
 
-use crate::model::{Identity, is_certified_instance};
+use crate::model::enrollment::{Identity, is_certified_instance};
 
 /// A host that has not told its intervals is alive for this long after it was heard of, seconds.
 pub(crate) const ALIVE_UNKNOWN_S: u32 = 3600;

@@ -9,7 +9,7 @@ use fleet_protocol::agent::{Enroll, QueryResult};
 use serde_json::{Map, Value};
 
 use crate::detail_queries::DetailQuery;
-use crate::model::HostColumns;
+use crate::model::host::HostColumns;
 
 /// Characters of one text.
 const TEXT_CHARS_MAX: usize = 255;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use fleet_protocol::ids::{AnswerId, HostId, NodeKeyHash, UnixSeconds};
 use hashbrown::HashTable;
 
-use crate::model::LabelId;
+use crate::model::label::LabelId;
 use crate::pacer::Wait;
 use crate::work::WorkState;
 

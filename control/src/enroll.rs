@@ -18,7 +18,7 @@ use fleet_protocol::secret::Secret;
 
 use crate::agents::{Agents, lock};
 use crate::details::Facts;
-use crate::model::{EnrollSecret, Identity, NewEnrollment};
+use crate::model::enrollment::{EnrollSecret, Identity, NewEnrollment};
 use crate::store;
 use crate::work::after;
 

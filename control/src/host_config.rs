@@ -13,9 +13,9 @@ use fleet_protocol::limits::{CONFIG_BYTES_MAX, CONFIG_DEPTH_MAX};
 use serde_json::{Map, Value, json};
 
 use crate::labels::{PlatformClass, platform_may_match};
-use crate::model::{
-    Label, LabelId, LabelMembership, LabelType, Pack, PackQuery, Query, QueryLogging,
-};
+use crate::model::label::{Label, LabelId, LabelMembership, LabelType};
+use crate::model::pack::{Pack, PackQuery};
+use crate::model::query::{Query, QueryLogging};
 
 /// Longest interval that osquery takes, seconds.
 const INTERVAL_S_MAX: u32 = 604_800;

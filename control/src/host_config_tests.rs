@@ -2,7 +2,9 @@ use fleet_protocol::ids::UnixSeconds;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{LabelSpec, PackId, PackSpec, PackTargets, QueryId, QuerySpec};
+use crate::model::label::LabelSpec;
+use crate::model::pack::{PackId, PackSpec, PackTargets};
+use crate::model::query::{QueryId, QuerySpec};
 
 fn query(name: &str, interval: u32, logging: QueryLogging) -> Query {
     Query {

@@ -10,7 +10,7 @@ use fleet_protocol::agent::Query;
 use fleet_protocol::ids::UnixSeconds;
 
 use crate::detail_queries::DISCOVERY_ALWAYS;
-use crate::model::{Label, LabelId, LabelMembership};
+use crate::model::label::{Label, LabelId, LabelMembership};
 
 /// What a label query's name begins with on the wire; the label's id follows.
 pub(crate) const LABEL_PREFIX: &str = "fleet_label_query_";
@@ -239,7 +239,7 @@ pub(crate) fn apply_memberships(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::LabelSpec;
+    use crate::model::label::LabelSpec;
 
     fn label(id: u32, query: &str, platform: &str, updated_at: u32) -> Label {
         Label {

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use fleet_protocol::ids::{HostId, UnixSeconds};
 
-use crate::model::INTERVAL_UNKNOWN_S;
+use crate::model::host::INTERVAL_UNKNOWN_S;
 use crate::store::EngineName;
 use crate::work::{Salt, Schedule, after, spread};
 

@@ -7,7 +7,8 @@ use crate::agent_bench::{Bench, answers_of, enroll};
 use crate::agents::now;
 use crate::host_config::{Composer, Specs};
 use crate::labels::LabelPlan;
-use crate::model::{HostColumns, HostState, Label, LabelId, LabelSpec};
+use crate::model::host::{HostColumns, HostState};
+use crate::model::label::{Label, LabelId, LabelSpec};
 use crate::roster::Roster;
 use crate::work::Schedule;
 use fleet_protocol::agent::{Answer, Request};
@@ -390,7 +391,7 @@ async fn the_store_never_sees_more_than_the_rate() {
         }
         store_second(&agents, &hosts, at).await;
     }
-    let filter = crate::model::HostFilter {
+    let filter = crate::model::host::HostFilter {
         per_page: HOSTS,
         ..Default::default()
     };

@@ -21,7 +21,8 @@ use crate::feed::{Hub, Recent};
 use crate::grace::GraceKeys;
 use crate::host_config::{Composer, ConfigKey};
 use crate::labels::{LabelPlan, PlatformClass, PlatformLabels, apply_memberships};
-use crate::model::{HostColumns, HostState, LabelId, shortest_interval_s};
+use crate::model::host::{HostColumns, HostState, shortest_interval_s};
+use crate::model::label::LabelId;
 use crate::pacer::{Pacer, Rate, Wait};
 use crate::work::{ACCELERATE_S, Due, LabelDemand, Schedule};
 

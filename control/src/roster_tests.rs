@@ -7,7 +7,8 @@ use serde_json::json;
 use super::*;
 use crate::feed::LoadCursor;
 use crate::host_config::Specs;
-use crate::model::{Label, LabelSpec, Pack, PackId, PackSpec};
+use crate::model::label::{Label, LabelSpec};
+use crate::model::pack::{Pack, PackId, PackSpec};
 use crate::pacer::rate_of;
 use crate::store::EngineName;
 

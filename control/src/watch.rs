@@ -18,7 +18,7 @@ use crate::feed::{Recent, Touch};
 use crate::grace::GRACE_S;
 use crate::host_config::{Composer, Specs};
 use crate::labels::LabelPlan;
-use crate::model::{ChangeKind, ChangeRow};
+use crate::model::change::{ChangeKind, ChangeRow};
 use crate::store::{self, Store};
 
 /// Changes are looked for this often when nobody wakes us.

@@ -9,7 +9,7 @@ use super::*;
 use crate::agent_bench::{Bench, answers_of, enroll};
 use crate::enroll::hash_key;
 use crate::feed::Subscription;
-use crate::model::QuerySpec;
+use crate::model::query::QuerySpec;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::{HostColumns, NewEnrollment};
+use crate::model::enrollment::NewEnrollment;
+use crate::model::host::HostColumns;
 
 const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
 

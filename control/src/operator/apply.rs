@@ -15,10 +15,10 @@ use super::spec::{self, Documents, Specs};
 use super::{Deps, Office};
 use crate::agents::Agents;
 use crate::host_config;
-use crate::model::{
-    HostFilter, Label, LabelId, LabelMembership, LabelSpec, Pack, PackId, PackSpec, Query as Row,
-    QueryId, QuerySpec,
-};
+use crate::model::host::HostFilter;
+use crate::model::label::{Label, LabelId, LabelMembership, LabelSpec};
+use crate::model::pack::{Pack, PackId, PackSpec};
+use crate::model::query::{Query as Row, QueryId, QuerySpec};
 use crate::store;
 
 /// Hosts read at once while walking through a label.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::fault::Fault;
 use super::{Office, hosts};
-use crate::model::{Carve, CarveFilter, CarveId};
+use crate::model::carve::{Carve, CarveFilter, CarveId};
 
 /// Parameters of the list.
 #[derive(Debug, Default, Deserialize)]

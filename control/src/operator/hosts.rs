@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::fault::Fault;
 use super::{Office, apply};
 use crate::agents::now;
-use crate::model::{HostDetail, HostFilter, HostOrder, HostRow, HostStatus};
+use crate::model::host::{HostDetail, HostFilter, HostOrder, HostRow, HostStatus};
 
 /// Hosts in one answer.
 const PER_PAGE_MAX: u32 = 10_000;

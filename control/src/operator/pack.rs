@@ -6,7 +6,7 @@ use super::check;
 use super::fault::Reason;
 use super::members::Members;
 use super::spec::{platform_words, subject};
-use crate::model::{PackQuery, PackSpec, PackTargets};
+use crate::model::pack::{PackQuery, PackSpec, PackTargets};
 
 /// Reads one pack.
 pub(super) fn read(

@@ -12,7 +12,10 @@ use serde_json::{Map, Value, json};
 use super::fault::Reason;
 use super::pack;
 use super::spec::{self, Specs};
-use crate::model::{EnrollSecret, LabelSpec, LabelType, PackSpec, QuerySpec};
+use crate::model::enrollment::EnrollSecret;
+use crate::model::label::{LabelSpec, LabelType};
+use crate::model::pack::PackSpec;
+use crate::model::query::QuerySpec;
 
 /// What the store holds.
 #[derive(Clone, Debug, Default)]

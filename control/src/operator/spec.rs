@@ -12,7 +12,9 @@ use super::fault::Reason;
 use super::members::Members;
 use super::pack;
 use super::settings::{self, ConfigPatch};
-use crate::model::{LabelMembership, LabelSpec, LabelType, PackSpec, QueryLogging, QuerySpec};
+use crate::model::label::{LabelMembership, LabelSpec, LabelType};
+use crate::model::pack::PackSpec;
+use crate::model::query::{QueryLogging, QuerySpec};
 
 /// Host names in one manual label.
 const LABEL_HOSTS_MAX: usize = 10_000;

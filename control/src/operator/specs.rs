@@ -8,7 +8,9 @@ use serde_json::{Map, Value, json};
 
 use super::fault::{Fault, Reason};
 use super::{Office, apply, hosts, pack as packs_text, spec};
-use crate::model::{Label, LabelMembership, LabelType, Pack, Query};
+use crate::model::label::{Label, LabelMembership, LabelType};
+use crate::model::pack::Pack;
+use crate::model::query::Query;
 
 type Reply = Result<Json<Value>, Fault>;
 type Ask = State<Arc<Office>>;

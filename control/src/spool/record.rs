@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{HostDetails, LabelResult};
+use crate::model::host::HostDetails;
+use crate::model::label::LabelResult;
 
 const MAGIC: [u8; 4] = *b"FSP1";
 /// Bytes before the payload.
@@ -94,7 +95,8 @@ mod tests {
     use serde_json::{Map, json};
 
     use super::*;
-    use crate::model::{HostColumns, LabelId};
+    use crate::model::host::HostColumns;
+    use crate::model::label::LabelId;
 
     fn record(host: u32, at: u32) -> Record {
         let mut details = Map::new();

@@ -1,7 +1,7 @@
 use fleet_protocol::ids::{HostId, UnixSeconds};
 
 use super::*;
-use crate::model::LabelResult;
+use crate::model::label::LabelResult;
 
 fn record(host: u32) -> Record {
     Record {

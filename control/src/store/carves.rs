@@ -10,7 +10,7 @@ use super::host_list::PER_PAGE_MAX;
 use super::pools::Purpose;
 use super::session::transaction;
 use super::value::{Arg, Row, clip, unexpected};
-use crate::model::{Carve, CarveFilter, CarveId, NewCarve};
+use crate::model::carve::{Carve, CarveFilter, CarveId, NewCarve};
 
 const SELECT: &str = "SELECT id, host_id, session_hash, carve_id, request_id, block_count, \
     block_size, carve_size, next_block, bytes, error, created_at, updated_at FROM carves";

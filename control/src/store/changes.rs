@@ -13,7 +13,7 @@ use super::pools::Purpose;
 use super::session::Session;
 use super::value::{Arg, unexpected};
 use super::{Store, now};
-use crate::model::{ChangeKind, ChangeRow};
+use crate::model::change::{ChangeKind, ChangeRow};
 
 const CHANGES: Upsert<'_> = Upsert {
     table: "changes",

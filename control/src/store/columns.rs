@@ -3,7 +3,7 @@
 use super::dialect::{Rule, Upsert};
 use super::error::Fault;
 use super::value::{Arg, Row, clip};
-use crate::model::HostColumns;
+use crate::model::host::HostColumns;
 
 /// Declares the columns once: names, parameters and reading in the same order.
 macro_rules! columns {

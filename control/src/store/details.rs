@@ -16,7 +16,8 @@ use super::error::{Fault, Result};
 use super::pools::Purpose;
 use super::session::{Session, transaction};
 use super::value::Arg;
-use crate::model::{HostDetails, HostState, LabelId, LabelResult};
+use crate::model::host::{HostDetails, HostState};
+use crate::model::label::{LabelId, LabelResult};
 
 const SEEN: Upsert<'_> = Upsert {
     table: "host_seen",

@@ -11,7 +11,8 @@ use super::error::{Fault, Result};
 use super::pools::Purpose;
 use super::session::Session;
 use super::value::{Arg, Row};
-use crate::model::{HostState, LabelId, shortest_interval_s};
+use crate::model::host::{HostState, shortest_interval_s};
+use crate::model::label::LabelId;
 
 /// The columns of a [`HostState`].
 pub(super) const HOST_STATE: &str = "SELECT h.id, h.node_key_hash, h.enrolled_at, d.platform, \

@@ -21,9 +21,9 @@ use super::error::{Fault, Result};
 use super::session::{Session, transaction};
 use super::value::{Arg, NAME_CHARS_MAX, address_text, clip, unexpected};
 use crate::clones::{Claim, Known, alive_for_s, choose};
-use crate::model::{
-    EnrollOutcome, HostState, Identity, LabelId, NewEnrollment, shortest_interval_s,
-};
+use crate::model::enrollment::{EnrollOutcome, Identity, NewEnrollment};
+use crate::model::host::{HostState, shortest_interval_s};
+use crate::model::label::LabelId;
 
 const HOSTS: Upsert<'_> = Upsert {
     table: "hosts",

@@ -14,11 +14,13 @@ use super::error::{Fault, Result};
 use super::pools::Purpose;
 use super::session::{Session, transaction};
 use super::value::{Arg, Row};
-use crate::model::{
-    CERTIFIED_INSTANCE, CLONES_SHOWN_MAX, ChangeKind, HostDetail, HostFilter, HostOrder, HostRow,
-    HostState, HostStatus, INTERVAL_UNKNOWN_S, LabelId, MIA_AFTER_S, NEW_FOR_S, ONLINE_BUFFER_S,
-    is_certified_instance,
+use crate::model::change::ChangeKind;
+use crate::model::enrollment::{CERTIFIED_INSTANCE, is_certified_instance};
+use crate::model::host::{
+    CLONES_SHOWN_MAX, HostDetail, HostFilter, HostOrder, HostRow, HostState, HostStatus,
+    INTERVAL_UNKNOWN_S, MIA_AFTER_S, NEW_FOR_S, ONLINE_BUFFER_S,
 };
+use crate::model::label::LabelId;
 
 const PER_PAGE: u32 = 100;
 pub(super) const PER_PAGE_MAX: u32 = 10_000;

@@ -14,7 +14,8 @@ use super::pools::Purpose;
 use super::session::{Session, transaction};
 use super::specs::{self, Table};
 use super::value::Arg;
-use crate::model::{ChangeKind, Label, LabelId, LabelMembership, LabelSpec, LabelType};
+use crate::model::change::ChangeKind;
+use crate::model::label::{Label, LabelId, LabelMembership, LabelSpec, LabelType};
 
 pub(super) const LABELS: Table = Table {
     name: "labels",

@@ -13,7 +13,9 @@ use super::queries::QUERIES;
 use super::session::{Session, transaction};
 use super::specs::{self, Table};
 use super::value::Arg;
-use crate::model::{ChangeKind, LabelId, Pack, PackId, PackQuery, PackSpec, PackTargets};
+use crate::model::change::ChangeKind;
+use crate::model::label::LabelId;
+use crate::model::pack::{Pack, PackId, PackQuery, PackSpec, PackTargets};
 
 const PACKS: Table = Table {
     name: "packs",

@@ -6,7 +6,8 @@ use super::error::{Error, Result};
 use super::pools::Purpose;
 use super::session::transaction;
 use super::specs::{self, Table};
-use crate::model::{ChangeKind, Query, QueryId, QuerySpec};
+use crate::model::change::ChangeKind;
+use crate::model::query::{Query, QueryId, QuerySpec};
 
 pub(super) const QUERIES: Table = Table {
     name: "queries",

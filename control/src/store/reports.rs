@@ -3,7 +3,10 @@
 use super::Store;
 use super::error::Result;
 use super::pools::Purpose;
-use crate::model::{HostDetail, HostFilter, HostRow, Label, Pack, Query};
+use crate::model::host::{HostDetail, HostFilter, HostRow};
+use crate::model::label::Label;
+use crate::model::pack::Pack;
+use crate::model::query::Query;
 
 /// See the module. Each call is its namesake of [`Store`].
 pub(crate) struct Reports<'s>(&'s Store);

@@ -15,7 +15,8 @@ use super::session::{Session, transaction};
 use super::specs;
 use super::value::{Arg, NAME_CHARS_MAX};
 use super::{Store, now};
-use crate::model::{ChangeKind, EnrollSecret};
+use crate::model::change::ChangeKind;
+use crate::model::enrollment::EnrollSecret;
 
 const AGENT_OPTIONS: &str = "agent_options";
 const APP_CONFIG: &str = "app_config";

@@ -19,7 +19,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::agents::now;
-use crate::model::{HostColumns, NewEnrollment};
+use crate::model::enrollment::NewEnrollment;
+use crate::model::host::HostColumns;
 
 const P: &str = "/api/latest/fleet";
 

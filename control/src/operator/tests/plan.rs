@@ -6,10 +6,10 @@ use fleet_protocol::ids::UnixSeconds;
 use fleet_protocol::secret::Secret;
 use serde_json::json;
 
-use crate::model::{
-    EnrollSecret, LabelMembership, LabelSpec, LabelType, PackQuery, PackSpec, PackTargets,
-    QuerySpec,
-};
+use crate::model::enrollment::EnrollSecret;
+use crate::model::label::{LabelMembership, LabelSpec, LabelType};
+use crate::model::pack::{PackQuery, PackSpec, PackTargets};
+use crate::model::query::QuerySpec;
 use crate::operator::fault::Reason;
 use crate::operator::plan::{Action, Current, Kind, culprit, plan};
 use crate::operator::settings::ConfigPatch;

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use super::{Bed, enroll_many, enroll_one, enrollment, unseen};
 use crate::clones::ALIVE_UNKNOWN_S;
-use crate::model::{
-    ChangeKind, ChangeRow, HostColumns, HostDetails, HostFilter, HostOrder, HostStatus, Identity,
-    LabelId, LabelResult, LabelSpec,
-};
+use crate::model::change::{ChangeKind, ChangeRow};
+use crate::model::enrollment::Identity;
+use crate::model::host::{HostColumns, HostDetails, HostFilter, HostOrder, HostStatus};
+use crate::model::label::{LabelId, LabelResult, LabelSpec};
 use crate::store::{Error, Store};
 
 async fn changes(store: &Store, after: FeedSeq) -> Vec<ChangeRow> {

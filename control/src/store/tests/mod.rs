@@ -13,7 +13,8 @@ use fleet_protocol::ids::{HostId, NodeKeyHash, UnixSeconds};
 use serde_json::Map;
 
 use super::{EngineName, Store};
-use crate::model::{EnrollOutcome, HostColumns, NewEnrollment};
+use crate::model::enrollment::{EnrollOutcome, NewEnrollment};
+use crate::model::host::HostColumns;
 
 /// Where a case runs.
 struct Bed {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::server::Server;
 use super::{Bed, enroll_many, enrollment, unseen};
 use crate::bus::tests::make_certificates;
-use crate::model::{HostColumns, HostDetails};
+use crate::model::host::{HostColumns, HostDetails};
 use crate::store::breaker::Sign;
 use crate::store::{Error, Store};
 

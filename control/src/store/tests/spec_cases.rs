@@ -5,10 +5,11 @@ use fleet_protocol::secret::Secret;
 use serde_json::{Map, json};
 
 use super::{Bed, enroll_many};
-use crate::model::{
-    CarveFilter, ChangeKind, LabelMembership, LabelSpec, LabelType, NewCarve, PackQuery, PackSpec,
-    PackTargets, QuerySpec,
-};
+use crate::model::carve::{CarveFilter, NewCarve};
+use crate::model::change::ChangeKind;
+use crate::model::label::{LabelMembership, LabelSpec, LabelType};
+use crate::model::pack::{PackQuery, PackSpec, PackTargets};
+use crate::model::query::QuerySpec;
 use crate::store::{Error, Store};
 
 fn query(name: &str, sql: &str) -> QuerySpec {
@@ -99,7 +100,7 @@ pub(super) async fn packs_refer_to_labels_and_queries(bed: &Bed) {
     let stored = store.packs().await.unwrap();
     assert_eq!(stored.len(), 1);
     assert_eq!(stored[0].spec, pack);
-    assert_eq!(stored[0].labels, [crate::model::LabelId::ALL_HOSTS]);
+    assert_eq!(stored[0].labels, [crate::model::label::LabelId::ALL_HOSTS]);
 
     let mut unknown = pack.clone();
     unknown.targets.labels.push("nowhere".into());
