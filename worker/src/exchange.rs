@@ -4,7 +4,6 @@
 //! [resumed](resume). The rest becomes a [`Pending`]: first a lookup if the key is
 //! unknown here, then the request itself. Every answer is a JSON object; every refusal is counted.
 
-use std::borrow::Cow;
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -13,9 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use fleet_protocol::agent::{
-    Answer, CarveBegin, CarveBlock, Enroll, Log, QueryResult, Request, Route, Work, Write,
-};
+use fleet_protocol::agent::{Answer, Log, Request, Route, Work, Write};
 use fleet_protocol::feed::Host;
 use fleet_protocol::ids::NodeKeyHash;
 use fleet_protocol::link::BatchKind;
@@ -27,9 +24,8 @@ use crate::answers::Content;
 use crate::body;
 use crate::client_certificate::{Certified, NamesNobody};
 use crate::holds::IdleRead;
-use crate::log_body::{self, Lines};
-use crate::scan::Malformed;
 use crate::state::{REQUEST_BYTES_MAX, State, Ticket};
+use crate::task::{Task, header_key, parse};
 use crate::waiting::bytes_of;
 
 /// Accepted, or nothing to do.
@@ -97,17 +93,6 @@ impl Future for Pending {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response> {
         self.0.as_mut().poll(context)
     }
-}
-
-/// A parsed body.
-enum Task {
-    CarveBegin(Box<CarveBegin>),
-    CarveBlock(CarveBlock),
-    Config { accepts_gzip: bool },
-    Enroll(Box<Enroll>),
-    Log(Lines),
-    Read,
-    Write(Vec<QueryResult>, IpAddr),
 }
 
 /// Decides by the head alone: what is too large, comes from a key that was unknown a moment ago, is asked too often, or
@@ -222,57 +207,6 @@ fn kind_always_asked(route: Route) -> Option<BatchKind> {
         Route::CarveBegin | Route::CarveBlock => Some(BatchKind::Carve),
         Route::Config | Route::Read => None,
     }
-}
-
-fn header_key(state: &State, head: &Head<'_>) -> Option<NodeKeyHash> {
-    hash_if_present(state, head.node_key.unwrap_or_default())
-}
-
-fn hash_if_present(state: &State, node_key: &str) -> Option<NodeKeyHash> {
-    let node_key = node_key.trim();
-    (!node_key.is_empty()).then(|| state.hash(node_key))
-}
-
-/// The key (header first, body else) and what is asked.
-fn parse(
-    state: &State,
-    head: &Head<'_>,
-    body: &[u8],
-) -> Result<(Option<NodeKeyHash>, Task), Reject> {
-    let text = body::text(body);
-    let malformed = |_: Malformed| Reject::BodyMalformed;
-    let (body_key, task) = match head.route {
-        Route::Config => {
-            let accepts_gzip = head.accepts_gzip;
-            (
-                body::node_key(&text).map_err(malformed)?,
-                Task::Config { accepts_gzip },
-            )
-        }
-        Route::Read => (body::node_key(&text).map_err(malformed)?, Task::Read),
-        Route::Enroll => {
-            let enroll = body::enroll(&text, head.client).map_err(malformed)?;
-            (Cow::Borrowed(""), Task::Enroll(Box::new(enroll)))
-        }
-        Route::Write => {
-            let (key, results) = body::write(&text).map_err(malformed)?;
-            (key, Task::Write(results, head.client))
-        }
-        Route::Log => {
-            let log = log_body::parse(&text, state.body_limits.inflated(Route::Log))?;
-            (log.node_key, Task::Log(log.lines))
-        }
-        Route::CarveBegin => {
-            let (key, carve) = body::carve_begin(&text).map_err(malformed)?;
-            (key, Task::CarveBegin(Box::new(carve)))
-        }
-        Route::CarveBlock => {
-            let block = body::carve_block(&text).map_err(malformed)?;
-            (Cow::Borrowed(""), Task::CarveBlock(block))
-        }
-    };
-    let key = header_key(state, head).or_else(|| hash_if_present(state, &body_key));
-    Ok((key, task))
 }
 
 /// Finds the host of a key, here or through control, and goes on.
@@ -395,21 +329,6 @@ fn alone(state: &State, host: &Host, task: Task, now: Instant) -> Result<Alone, 
         Task::CarveBlock(block) => Alone::Ask(Request::CarveBlock(block)),
         Task::Enroll(enroll) => Alone::Ask(Request::Enroll(enroll)),
     })
-}
-
-impl Task {
-    /// Bytes that it holds while it waits.
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Log(lines) => lines.bytes.len(),
-            Self::Write(results, _) => results
-                .iter()
-                .map(|result| result.rows.len() + result.stats.len() + result.message.len())
-                .sum(),
-            Self::CarveBlock(block) => block.data.len(),
-            Self::CarveBegin(_) | Self::Config { .. } | Self::Enroll(_) | Self::Read => 0,
-        }
-    }
 }
 
 fn ask(state: &State, request: Request, now: Instant) -> Result<Ticket, Reject> {

@@ -12,12 +12,12 @@ use fleet_protocol::reject::Reject;
 use fleet_protocol::stats::Outcome;
 
 use super::{
-    Alone, EMPTY_OBJECT, Head, Pending, Reply, Response, Task, accepted, alone, ask, refuse,
-    respond,
+    Alone, EMPTY_OBJECT, Head, Pending, Reply, Response, accepted, alone, ask, refuse, respond,
 };
 use crate::client_certificate::Certified;
 use crate::holds::IdleRead;
 use crate::state::{State, Ticket};
+use crate::task::Task;
 
 /// Serves such a request; a host that nobody knows yet is adopted first.
 pub(super) fn serve(

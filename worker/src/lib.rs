@@ -43,6 +43,7 @@ mod session;
 mod state;
 mod stats;
 mod stream;
+mod task;
 mod terms;
 mod ticketer;
 mod tls;
