@@ -33,6 +33,8 @@ mod repeats;
 mod room;
 mod segment;
 mod series;
+#[cfg(test)]
+mod tape;
 mod verify;
 mod writer;
 

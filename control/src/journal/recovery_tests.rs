@@ -1,7 +1,6 @@
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{IoSlice, Write as _};
-use std::rc::Rc;
 
 use fleet_protocol::agent::LogType;
 use fleet_protocol::ids::HostId;
@@ -9,147 +8,10 @@ use proptest::prelude::*;
 
 use super::super::paired::{Failure, Paired};
 use super::super::record::{self, Kind};
+use super::super::tape::{Life, Tape};
 use super::*;
 
 const SEQUENCE: u64 = 7;
-/// What a disk writes whole.
-const SECTOR: usize = 512;
-
-/// A file whose power can be cut and whose process can be killed in the middle of any call.
-#[derive(Clone, Debug, Default)]
-struct Tape(Rc<RefCell<Inner>>);
-
-#[derive(Debug, Default)]
-struct Inner {
-    /// What the process sees.
-    content: Vec<u8>,
-    /// What a power cut leaves for sure.
-    synced: Vec<u8>,
-    is_sync_broken: bool,
-    bytes_max: Option<usize>,
-    life: Life,
-}
-
-/// Bytes that the process still writes before it is killed; shared by its files.
-#[derive(Clone, Debug)]
-struct Life(Rc<Cell<usize>>);
-
-impl Default for Life {
-    fn default() -> Self {
-        Self(Rc::new(Cell::new(usize::MAX)))
-    }
-}
-
-impl Life {
-    /// How many of these are done; fewer means that the process is dead from now on.
-    fn spend(&self, wanted: usize) -> usize {
-        let done = wanted.min(self.0.get());
-        self.0.set(if done < wanted {
-            0
-        } else {
-            self.0.get() - done
-        });
-        done
-    }
-}
-
-fn dead() -> io::Error {
-    io::Error::other("killed")
-}
-
-impl Medium for Tape {
-    fn length(&self) -> io::Result<u64> {
-        Ok(self.0.borrow().content.len() as u64)
-    }
-
-    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        let offset = usize::try_from(offset).unwrap();
-        let inner = self.0.borrow();
-        let found = inner.content.get(offset..offset + bytes.len());
-        bytes.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-
-    fn append(&self, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-        let inner = &mut *self.0.borrow_mut();
-        let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
-        let room = inner
-            .bytes_max
-            .map_or(usize::MAX, |max| max.saturating_sub(inner.content.len()));
-        let done = inner.life.spend(bytes.len().min(room));
-        inner.content.extend(&bytes[..done]);
-        match done {
-            _ if done == bytes.len() => Ok(()),
-            _ if done == room => Err(io::ErrorKind::StorageFull.into()),
-            _ => Err(dead()),
-        }
-    }
-
-    fn cut(&self, length: u64) -> io::Result<()> {
-        let inner = &mut *self.0.borrow_mut();
-        if inner.life.spend(1) == 0 {
-            return Err(dead());
-        }
-        inner.content.resize(usize::try_from(length).unwrap(), 0);
-        Ok(())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        let inner = &mut *self.0.borrow_mut();
-        if inner.life.spend(1) == 0 {
-            return Err(dead());
-        }
-        if inner.is_sync_broken {
-            return Err(io::Error::from_raw_os_error(5));
-        }
-        inner.synced.clone_from(&inner.content);
-        Ok(())
-    }
-}
-
-impl Tape {
-    /// Each sector that was not synced is there, or is not, or was never written; so is the length.
-    fn cut_power(&self, mut pick: impl FnMut() -> u8) {
-        let inner = &mut *self.0.borrow_mut();
-        let (old, new) = (inner.synced.clone(), inner.content.clone());
-        let (short, long) = (old.len().min(new.len()), old.len().max(new.len()));
-        let length = short + (long - short) * usize::from(pick()) / 255;
-        let mut left = vec![0; length];
-        for (place, sector) in left.chunks_mut(SECTOR).enumerate() {
-            let range = place * SECTOR..place * SECTOR + sector.len();
-            let (old, new) = (old.get(range.clone()), new.get(range.clone()));
-            let from = match pick() % 3 {
-                _ if old == new => new,
-                0 => new.or(old),
-                1 => old,
-                // A sector that was on disk in part keeps that part.
-                _ => None,
-            };
-            match from {
-                Some(from) => sector.copy_from_slice(from),
-                None => {
-                    for (byte, at) in sector.iter_mut().zip(range) {
-                        *byte = inner.synced.get(at).copied().unwrap_or(0);
-                    }
-                }
-            }
-        }
-        inner.content.clone_from(&left);
-        inner.synced = left;
-        inner.is_sync_broken = false;
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        self.0.borrow().content.clone()
-    }
-
-    fn of(bytes: &[u8]) -> Self {
-        let tape = Self::default();
-        tape.0.borrow_mut().content = bytes.to_vec();
-        tape.0.borrow_mut().synced = bytes.to_vec();
-        tape
-    }
-}
 
 /// A segment with what a test knows of it.
 struct Bench {
@@ -178,9 +40,9 @@ impl Bench {
 
     /// A process that dies after writing so much.
     fn open(&mut self, life: usize) -> io::Result<Findings> {
-        self.life = Life(Rc::new(Cell::new(life)));
+        self.life = Life::of(life);
         for tape in [&self.log, &self.index] {
-            tape.0.borrow_mut().life = self.life.clone();
+            tape.set_life(&self.life);
         }
         let findings = examine(&self.log, &self.index, SEQUENCE, Trust::Index)?;
         let (log, index) = (self.log.clone(), self.index.clone());
@@ -312,13 +174,13 @@ fn run(bench: &mut Bench, step: Step) -> Result<(), TestCaseError> {
         Step::SyncIndex => bench.paired.as_mut().unwrap().sync_index().unwrap(),
         Step::Kill(bytes, sizes) => {
             let batches = bench.group(&sizes);
-            bench.life.0.set(bytes);
+            bench.life.set(bytes);
             let _ = bench.append(&batches);
             bench.open(usize::MAX).unwrap();
         }
         Step::KillTwice(bytes) => {
             let batches = bench.group(&[100, 200]);
-            bench.life.0.set(300);
+            bench.life.set(300);
             let _ = bench.append(&batches);
             let _ = bench.open(bytes);
             bench.open(usize::MAX).unwrap();
@@ -326,18 +188,18 @@ fn run(bench: &mut Bench, step: Step) -> Result<(), TestCaseError> {
         Step::Full(bytes, sizes) => {
             let batches = bench.group(&sizes);
             let max = bench.log.bytes().len() + bytes;
-            bench.log.0.borrow_mut().bytes_max = Some(max);
+            bench.log.set_bytes_max(Some(max));
             if let Err(failure) = bench.append(&batches) {
                 prop_assert!(!failure.is_suspect);
             }
-            bench.log.0.borrow_mut().bytes_max = None;
+            bench.log.set_bytes_max(None);
             bench.open(usize::MAX).unwrap();
         }
         Step::CutPower(picks, sizes) => {
             // In the middle of a group: its bytes are written and not synced.
             let batches = bench.group(&sizes);
             let bytes: usize = batches.iter().map(Vec::len).sum();
-            bench.life.0.set(bytes + batches.len() * RECORD_BYTES);
+            bench.life.set(bytes + batches.len() * RECORD_BYTES);
             let _ = bench.append(&batches);
             let mut picks = picks.into_iter().cycle();
             bench.log.cut_power(|| picks.next().unwrap());
@@ -345,7 +207,7 @@ fn run(bench: &mut Bench, step: Step) -> Result<(), TestCaseError> {
             bench.open(usize::MAX).unwrap();
         }
         Step::BreakSync(sizes) => {
-            bench.log.0.borrow_mut().is_sync_broken = true;
+            bench.log.break_sync();
             let batches = bench.group(&sizes);
             prop_assert!(
                 bench
