@@ -1,6 +1,8 @@
 //! The same cases on every engine that is on the machine: SQLite always, MariaDB when `mariadbd` is there.
 
-mod cases;
+mod change_cases;
+mod enroll_cases;
+mod host_cases;
 mod outage;
 mod server;
 mod spec_cases;
@@ -9,12 +11,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use fleet_protocol::config::Config;
-use fleet_protocol::ids::{HostId, NodeKeyHash, UnixSeconds};
-use serde_json::Map;
+use fleet_protocol::ids::{FeedSeq, HostId, NodeKeyHash, UnixSeconds};
+use serde_json::{Map, Value};
 
 use super::{EngineName, Store};
+use crate::model::change::ChangeRow;
 use crate::model::enrollment::{EnrollOutcome, NewEnrollment};
-use crate::model::host::HostColumns;
+use crate::model::host::{HostColumns, HostDetails};
 
 /// Where a case runs.
 struct Bed {
@@ -84,21 +87,21 @@ macro_rules! cases {
 }
 
 cases! {
-    cases::enrolling_again_replaces_the_key,
-    cases::clones_get_rows_of_their_own,
-    cases::a_batch_may_name_a_host_twice,
-    cases::enrolling_256_takes_few_statements,
-    cases::failed_enrolments_burn_no_ids,
-    cases::long_and_odd_values_are_taken,
-    cases::details_are_merged,
-    cases::label_results_are_written_once,
-    cases::seen_marks_of_20000_hosts_take_10_statements,
-    cases::numbers_become_visible_in_order,
-    cases::concurrent_writers_never_fail,
-    cases::dropped_calls_leave_no_trace,
-    cases::hosts_are_deleted,
-    cases::changes_are_pruned,
-    cases::hosts_are_listed,
+    enroll_cases::enrolling_again_replaces_the_key,
+    enroll_cases::clones_get_rows_of_their_own,
+    enroll_cases::a_batch_may_name_a_host_twice,
+    enroll_cases::enrolling_256_takes_few_statements,
+    enroll_cases::failed_enrolments_burn_no_ids,
+    enroll_cases::long_and_odd_values_are_taken,
+    host_cases::details_are_merged,
+    host_cases::label_results_are_written_once,
+    host_cases::seen_marks_of_20000_hosts_take_10_statements,
+    change_cases::numbers_become_visible_in_order,
+    change_cases::concurrent_writers_never_fail,
+    change_cases::dropped_calls_leave_no_trace,
+    host_cases::hosts_are_deleted,
+    change_cases::changes_are_pruned,
+    host_cases::hosts_are_listed,
     spec_cases::queries_are_kept_by_name,
     spec_cases::packs_refer_to_labels_and_queries,
     spec_cases::manual_labels_have_members,
@@ -152,4 +155,17 @@ async fn enroll_many(store: &Store, count: usize) -> Vec<HostId> {
         hosts.extend(outcomes.iter().map(|outcome| outcome.host.id));
     }
     hosts
+}
+
+fn details(host: HostId, at: u32, columns: HostColumns, members: Value) -> HostDetails {
+    HostDetails {
+        host,
+        at: UnixSeconds(at),
+        columns,
+        details: members.as_object().cloned().unwrap(),
+    }
+}
+
+async fn changes(store: &Store, after: FeedSeq) -> Vec<ChangeRow> {
+    store.changes_after(after, 100_000).await.unwrap()
 }
