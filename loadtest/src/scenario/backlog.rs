@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::acknowledged::{self, Acknowledged};
-use super::crowd;
+use super::crowd::{self, Preparation};
 use super::lane::Shared;
 use super::options::Common;
 use super::population::Recorder;
@@ -50,12 +50,9 @@ pub(super) struct Backlog {
     /// Write each line that the server acknowledged, as `HOST_IDENTIFIER COUNTER`, to FILE.
     #[arg(long, value_name = "FILE")]
     pub(super) acknowledged: Option<PathBuf>,
-    /// Hosts prepared at the same time by each thread.
-    #[arg(long, default_value_t = 32)]
-    pub(super) preparing: usize,
-    /// Longest time for the preparation of all hosts, seconds.
-    #[arg(long, default_value_t = 1800)]
-    pub(super) prepare_wait: u64,
+    /// Of its hosts.
+    #[command(flatten)]
+    pub(super) preparation: Preparation,
 }
 
 struct Plan {
@@ -119,7 +116,7 @@ pub(super) fn run(options: &Backlog) -> anyhow::Result<bool> {
         })?
     };
     let hosts = u64::from(options.hosts);
-    run.prepare(hosts, Duration::from_secs(options.prepare_wait));
+    run.prepare(hosts, &options.preparation);
     let begun = run.look();
     run.shared.marks.begin_next(begun.at());
     run.watch(
@@ -183,7 +180,7 @@ async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<Vec<Acknowledged>>
     let shared = plan.recorder.shared.clone();
     let dialer = Arc::new(stage.dialer(&shared)?);
     let agents = stage.agents(lane, options.hosts, &dialer, &plan.recorder)?;
-    crowd::prepare_all(&agents, options.preparing, &shared).await?;
+    crowd::prepare_all(&agents, &options.preparation, &shared).await?;
     let Some(begin) = crowd::begin_of(&shared, 1).await else {
         return Ok(Vec::new());
     };

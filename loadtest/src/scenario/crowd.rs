@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use clap::Args;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -20,6 +21,17 @@ const ROUND_INTERVAL: Duration = Duration::from_secs(1);
 const FIRST_READS_MAX: u32 = 20;
 /// A read that waited this long for nothing was held, whatever the load.
 const HOLD_SEEN: Duration = Duration::from_secs(5);
+
+/// Options of scenarios that prepare their hosts.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Preparation {
+    /// Hosts prepared at the same time by each thread.
+    #[arg(long, default_value_t = 32)]
+    pub(super) preparing: usize,
+    /// Longest time for the preparation of all hosts, seconds.
+    #[arg(long, default_value_t = 1800)]
+    pub(super) prepare_wait: u64,
+}
 
 /// Enrolls, fetches the config, and delivers the first details. Not to the point where nothing is due, because a server
 /// may hold the read that finds nothing.
@@ -72,13 +84,13 @@ pub(super) async fn read_until_nothing_is_due(agent: &Agent) -> anyhow::Result<(
 /// Prepares all hosts of a lane, some at the same time; counts each as ready.
 pub(super) async fn prepare_all(
     agents: &[Arc<Agent>],
-    concurrency: usize,
+    preparation: &Preparation,
     shared: &Arc<Shared>,
 ) -> anyhow::Result<()> {
     let waiting: Arc<Mutex<VecDeque<Arc<Agent>>>> =
         Arc::new(Mutex::new(agents.iter().cloned().collect()));
     let mut tasks = JoinSet::new();
-    for _ in 0..concurrency.max(1) {
+    for _ in 0..preparation.preparing.max(1) {
         let (waiting, shared) = (waiting.clone(), shared.clone());
         tasks.spawn(async move {
             while !shared.is_stopped() {

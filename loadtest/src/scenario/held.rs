@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use tokio::time::Instant;
 
-use super::crowd;
+use super::crowd::{self, Preparation};
 use super::lane::Shared;
 use super::options::Common;
 use super::population::{Habits, Member, Population, Recorder, Thread};
@@ -37,12 +37,9 @@ pub(super) struct Held {
     /// Seconds between a read's end and the next (`distributed_interval`); 0 keeps nearly all reads held all the time.
     #[arg(long, default_value_t = 0)]
     pub(super) interval: u64,
-    /// Hosts prepared at the same time by each thread.
-    #[arg(long, default_value_t = 32)]
-    pub(super) preparing: usize,
-    /// Longest time for the preparation of all hosts, seconds.
-    #[arg(long, default_value_t = 1800)]
-    pub(super) prepare_wait: u64,
+    /// Of its hosts.
+    #[command(flatten)]
+    pub(super) preparation: Preparation,
 }
 
 struct Plan {
@@ -69,10 +66,7 @@ pub(super) fn run(options: &Held) -> anyhow::Result<bool> {
             live(lane_plan.clone(), lane)
         })?
     };
-    run.prepare(
-        options.hosts.into(),
-        Duration::from_secs(options.prepare_wait),
-    );
+    run.prepare(options.hosts.into(), &options.preparation);
     let before = run.look();
     run.shared.marks.begin_next(before.at());
     run.pass(Duration::from_secs(options.ramp), "ramp");
@@ -157,7 +151,7 @@ async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<()> {
     let shared = plan.recorder.shared.clone();
     let dialer = Arc::new(stage.dialer(&shared)?);
     let agents = stage.agents(lane, options.hosts, &dialer, &plan.recorder)?;
-    crowd::prepare_all(&agents, options.preparing, &shared).await?;
+    crowd::prepare_all(&agents, &options.preparation, &shared).await?;
     let Some(begin) = crowd::begin_of(&shared, 1).await else {
         return Ok(());
     };

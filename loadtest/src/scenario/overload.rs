@@ -11,7 +11,7 @@ use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::crowd;
+use super::crowd::{self, Preparation};
 use super::lane::{Shared, TICK};
 use super::options::Common;
 use super::population::Recorder;
@@ -49,12 +49,9 @@ pub(super) struct Overload {
     /// The offer before and after, as a part of the capacity.
     #[arg(long, default_value_t = 0.5)]
     pub(super) normal: f64,
-    /// Hosts prepared at the same time by each thread.
-    #[arg(long, default_value_t = 32)]
-    pub(super) preparing: usize,
-    /// Longest time for the preparation of all hosts, seconds.
-    #[arg(long, default_value_t = 1800)]
-    pub(super) prepare_wait: u64,
+    /// Of its hosts.
+    #[command(flatten)]
+    pub(super) preparation: Preparation,
 }
 
 /// The phases after the preparation, in their order.
@@ -219,10 +216,7 @@ pub(super) fn run(options: &Overload) -> anyhow::Result<bool> {
             live(lane_plan.clone(), lane)
         })?
     };
-    run.prepare(
-        options.hosts.into(),
-        Duration::from_secs(options.prepare_wait),
-    );
+    run.prepare(options.hosts.into(), &options.preparation);
     let time = Duration::from_secs(options.seconds);
     let mut looks = vec![run.look()];
     for part in Part::ALL {
@@ -241,7 +235,7 @@ async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<Scores> {
     let shared = &plan.recorder.shared;
     let dialer = Arc::new(stage.dialer(shared)?);
     let agents = stage.agents(lane, options.hosts, &dialer, &plan.recorder)?;
-    crowd::prepare_all(&agents, options.preparing, shared).await?;
+    crowd::prepare_all(&agents, &options.preparation, shared).await?;
     let mut crew = Crew {
         plan: plan.clone(),
         idle: agents.into(),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::crowd;
+use super::crowd::{self, Preparation};
 use super::lane::Shared;
 use super::options::Common;
 use super::population::{Habits, Member, Population, Recorder, Thread};
@@ -49,12 +49,9 @@ pub(super) struct Slow {
     /// Seconds between two reads, and two configs, of a host that behaves.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) interval: u64,
-    /// Hosts prepared at the same time by each thread.
-    #[arg(long, default_value_t = 32)]
-    pub(super) preparing: usize,
-    /// Longest time for the preparation of all hosts, seconds.
-    #[arg(long, default_value_t = 1800)]
-    pub(super) prepare_wait: u64,
+    /// Of its hosts.
+    #[command(flatten)]
+    pub(super) preparation: Preparation,
 }
 
 struct Plan {
@@ -87,10 +84,7 @@ pub(super) fn run(options: &Slow) -> anyhow::Result<bool> {
             live(lane_plan.clone(), lane)
         })?
     };
-    run.prepare(
-        options.hosts.into(),
-        Duration::from_secs(options.prepare_wait),
-    );
+    run.prepare(options.hosts.into(), &options.preparation);
     let prepared = run.look();
     run.shared.marks.begin_next(prepared.at());
     run.pass(Duration::from_secs(options.before), "before");
@@ -191,7 +185,7 @@ async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<Vec<Ending>> {
     let shared = plan.recorder.shared.clone();
     let dialer = Arc::new(stage.dialer(&shared)?);
     let agents = stage.agents(lane, options.hosts, &dialer, &plan.recorder)?;
-    crowd::prepare_all(&agents, options.preparing, &shared).await?;
+    crowd::prepare_all(&agents, &options.preparation, &shared).await?;
     let Some(begin) = crowd::begin_of(&shared, 1).await else {
         return Ok(Vec::new());
     };

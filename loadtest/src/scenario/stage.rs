@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::crowd::Preparation;
 use super::effort::Effort;
 use super::lane::{self, Lane, Shared};
 use super::options::Common;
@@ -160,9 +161,9 @@ impl<T: Send + 'static> Run<T> {
     }
 
     /// Waits until so many hosts are ready; whether they are.
-    pub(super) fn prepare(&mut self, hosts: u64, wait: Duration) -> bool {
+    pub(super) fn prepare(&mut self, hosts: u64, preparation: &Preparation) -> bool {
         let is_ready = self.watch(
-            Instant::now() + wait,
+            Instant::now() + Duration::from_secs(preparation.prepare_wait),
             |shared, _| shared.ready.load(Ordering::Relaxed) >= hosts,
             |shared| {
                 let ready = shared.ready.load(Ordering::Relaxed);

@@ -10,7 +10,7 @@ use fleet_protocol::agent::LogType;
 use tokio::time::Instant;
 
 use super::acknowledged::{self, Acknowledged};
-use super::crowd;
+use super::crowd::{self, Preparation};
 use super::lane::Shared;
 use super::options::Common;
 use super::population::{Habits, Member, Population, Recorder, Thread};
@@ -57,12 +57,9 @@ pub(super) struct Storm {
     /// Write each line that the server acknowledged, as `HOST_IDENTIFIER COUNTER`, to FILE.
     #[arg(long, value_name = "FILE")]
     pub(super) acknowledged: Option<PathBuf>,
-    /// Hosts prepared at the same time by each thread.
-    #[arg(long, default_value_t = 32)]
-    pub(super) preparing: usize,
-    /// Longest time for the preparation of all hosts, seconds.
-    #[arg(long, default_value_t = 1800)]
-    pub(super) prepare_wait: u64,
+    /// Of its hosts.
+    #[command(flatten)]
+    pub(super) preparation: Preparation,
 }
 
 struct Plan {
@@ -98,7 +95,7 @@ pub(super) fn run(options: &Storm) -> anyhow::Result<bool> {
         })?
     };
     let hosts = u64::from(options.hosts);
-    let is_ready = run.prepare(hosts, Duration::from_secs(options.prepare_wait));
+    let is_ready = run.prepare(hosts, &options.preparation);
     run.pass(CALM, "calm");
     let begun = run.look();
     let storm_at = Instant::now() + LEAD;
@@ -229,7 +226,7 @@ async fn live(plan: Arc<Plan>, lane: usize) -> anyhow::Result<Vec<Account>> {
         let count = as_u64(agents.len());
         shared.ready.fetch_add(count, Ordering::Relaxed);
     } else {
-        crowd::prepare_all(&agents, options.preparing, &shared).await?;
+        crowd::prepare_all(&agents, &options.preparation, &shared).await?;
     }
     for agent in &agents {
         let lines = ResultLines::new(agent.host(), crate::unix_now());
