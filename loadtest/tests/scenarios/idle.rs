@@ -1,6 +1,7 @@
 //! `idle`.
 
 use fleet_loadtest::listener::{Received, Reply};
+use serde_json::Value;
 
 use crate::{accept_all, hold_open, hold_reads, refusal, route, run, start};
 
@@ -49,35 +50,28 @@ fn drop_later(received: &Received) -> Reply {
     hold_open(received)
 }
 
-#[tokio::test]
-async fn idle_notices_dropped_connections() {
+/// Runs 20 connections toward a server that drops every other one; the report tells of those.
+async fn assert_half_are_dropped(more: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let listener = start(dir.path(), drop_later).await;
-    let args = ["idle", "--connections=20", "--seconds=4", "--active=0"];
+    let args = [&["idle", "--connections=20"][..], more].concat();
     let (is_held, report) = run(dir.path(), &listener, &args).await;
     assert!(!is_held, "{report}");
-    let dropped = report["findings"]["dropped_while_held"].as_u64().unwrap();
+    let count = |pointer| report.pointer(pointer).and_then(Value::as_u64);
+    let dropped = count("/findings/dropped_while_held").unwrap();
     assert!((9..=11).contains(&dropped), "{report}");
-    assert_eq!(report["idle"]["open_at_end"].as_u64(), Some(20 - dropped));
+    assert_eq!(count("/idle/open_at_end"), Some(20 - dropped));
+}
+
+#[tokio::test]
+async fn idle_notices_dropped_connections() {
+    assert_half_are_dropped(&["--seconds=4", "--active=0"]).await;
 }
 
 #[tokio::test]
 async fn idle_notices_dropped_connections_that_made_their_last_request() {
-    let dir = tempfile::tempdir().unwrap();
-    let listener = start(dir.path(), drop_later).await;
     // All are active, and nearly all turns would come after the end.
-    let args = [
-        "idle",
-        "--connections=20",
-        "--seconds=3",
-        "--active=100",
-        "--interval=1000",
-    ];
-    let (is_held, report) = run(dir.path(), &listener, &args).await;
-    assert!(!is_held, "{report}");
-    let dropped = report["findings"]["dropped_while_held"].as_u64().unwrap();
-    assert!((9..=11).contains(&dropped), "{report}");
-    assert_eq!(report["idle"]["open_at_end"].as_u64(), Some(20 - dropped));
+    assert_half_are_dropped(&["--seconds=3", "--active=100", "--interval=1000"]).await;
 }
 
 #[tokio::test]
