@@ -63,6 +63,11 @@ pub fn log_directories(config: &Config, state_dir: &Path) -> Vec<PathBuf> {
     journal::directories(&config.filesystem, state_dir)
 }
 
+/// Files that control reads for its stores: authorities, certificates, keys.
+pub fn store_files(config: &Config) -> Vec<PathBuf> {
+    reach::store_files(config)
+}
+
 /// Brings the configured database up to date; returns how many migrations ran. The error is one line for people.
 pub fn prepare_db(config: &Config, state_dir: &Path) -> Result<usize, String> {
     process::prepare_db(config, state_dir)

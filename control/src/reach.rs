@@ -43,21 +43,7 @@ pub(crate) fn reach(config: &Config, state_dir: &Path, logs: Vec<PathBuf>, is_ro
     let mut paths = vec![(state_dir.to_owned(), Right::Write)];
     paths.extend(logs.into_iter().map(|path| (path, Right::Write)));
     let read = |path: PathBuf| (path, Right::Read);
-    let (mysql, redis) = (&config.mysql, &config.redis);
-    let replicas = &config.mysql_read_replica;
-    let named = [
-        &mysql.tls_ca,
-        &mysql.tls_cert,
-        &mysql.tls_key,
-        &replicas.tls_ca,
-        &replicas.tls_cert,
-        &replicas.tls_key,
-        &redis.tls_ca,
-    ];
-    for path in named
-        .into_iter()
-        .filter(|path| !path.as_os_str().is_empty())
-    {
+    for path in store_files(config) {
         // A file that is replaced is another one; so it is the directory that is opened, but not for root.
         let parent = path.parent().filter(|parent| parent.as_os_str().len() > 1);
         let seen = match parent {
@@ -67,6 +53,8 @@ pub(crate) fn reach(config: &Config, state_dir: &Path, logs: Vec<PathBuf>, is_ro
         paths.push(read(seen));
         paths.extend(path.canonicalize().ok().map(read));
     }
+    let (mysql, redis) = (&config.mysql, &config.redis);
+    let replicas = &config.mysql_read_replica;
     let redis_addresses: Vec<&str> = redis.address.split(',').map(str::trim).collect();
     if !redis.address.is_empty() && redis.tls_ca.as_os_str().is_empty() {
         paths.extend(AUTHORITIES.map(PathBuf::from).map(read));
@@ -102,6 +90,23 @@ pub(crate) fn reach(config: &Config, state_dir: &Path, logs: Vec<PathBuf>, is_ro
         sockets: None,
         calls: Calls::Control { has_names },
     }
+}
+
+/// Files that the options of the stores name, as they stand there.
+pub(crate) fn store_files(config: &Config) -> Vec<PathBuf> {
+    let (mysql, redis) = (&config.mysql, &config.redis);
+    let replicas = &config.mysql_read_replica;
+    let mut files = vec![
+        mysql.tls_ca.clone(),
+        mysql.tls_cert.clone(),
+        mysql.tls_key.clone(),
+        replicas.tls_ca.clone(),
+        replicas.tls_cert.clone(),
+        replicas.tls_key.clone(),
+        redis.tls_ca.clone(),
+    ];
+    files.retain(|path| !path.as_os_str().is_empty());
+    files
 }
 
 /// Host and port; `None` for none and for Unix sockets.

@@ -197,21 +197,8 @@ fn needed(config: &Config, state_dir: &Path, made: &[PathBuf]) -> Vec<Need> {
             needed.push((path, bits));
         }
     }
-    let (mysql, redis) = (&config.mysql, &config.redis);
-    let replicas = &config.mysql_read_replica;
-    let files = [
-        &mysql.tls_ca,
-        &mysql.tls_cert,
-        &mysql.tls_key,
-        &replicas.tls_ca,
-        &replicas.tls_cert,
-        &replicas.tls_key,
-        &redis.tls_ca,
-    ];
-    let named = files
-        .into_iter()
-        .filter(|path| !path.as_os_str().is_empty());
-    needed.extend(named.map(|path| (path.clone(), 4)));
+    let files = fleet_control::store_files(config);
+    needed.extend(files.into_iter().map(|path| (path, 4)));
     needed
 }
 
