@@ -29,6 +29,20 @@ pub(super) struct Machine {
 }
 
 impl Machine {
+    /// As lines over tables.
+    pub(super) fn lines(&self) -> String {
+        format!(
+            "{}\n{}; {} cores; {} GiB; Linux {}; {}\n$ {}",
+            self.generator,
+            self.cpu,
+            self.cores,
+            self.memory_gib,
+            self.kernel,
+            self.date,
+            self.command
+        )
+    }
+
     /// This machine now.
     pub(super) fn read() -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

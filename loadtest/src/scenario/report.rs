@@ -213,17 +213,7 @@ impl Report {
 
     /// All tables.
     pub(super) fn tables(&self) -> String {
-        let machine = &self.machine;
-        let mut parts = vec![format!(
-            "{}\n{}; {} cores; {} GiB; Linux {}; {}\n$ {}",
-            machine.generator,
-            machine.cpu,
-            machine.cores,
-            machine.memory_gib,
-            machine.kernel,
-            machine.date,
-            machine.command
-        )];
+        let mut parts = vec![self.machine.lines()];
         parts.extend(self.phases.iter().map(phase_tables));
         if !self.rounds.is_empty() {
             parts.push(rounds_table(&self.rounds));

@@ -6,16 +6,7 @@ use super::result::{Comparison, Contest, Side, shown};
 /// All of it.
 pub(super) fn render(comparison: &Comparison) -> String {
     let machine = &comparison.machine;
-    let mut parts = vec![format!(
-        "{}\n{}; {} cores; {} GiB; Linux {}; {}\n$ {}",
-        machine.generator,
-        machine.cpu,
-        machine.cores,
-        machine.memory_gib,
-        machine.kernel,
-        machine.date,
-        machine.command
-    )];
+    let mut parts = vec![machine.lines()];
     let versions: Vec<String> = machine
         .versions
         .iter()
