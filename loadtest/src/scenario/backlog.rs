@@ -109,12 +109,7 @@ pub(super) fn run(options: &Backlog) -> anyhow::Result<bool> {
         first_line: acknowledged::first_number(),
         waited: AtomicU64::new(0),
     });
-    let mut run = {
-        let lane_plan = plan.clone();
-        Run::start(&plan.stage, shared, move |lane| {
-            live(lane_plan.clone(), lane)
-        })?
-    };
+    let mut run = Run::start(&plan.stage, shared, &plan, live)?;
     let hosts = u64::from(options.hosts);
     run.prepare(hosts, &options.preparation);
     let begun = run.look();

@@ -123,12 +123,7 @@ pub(super) fn run(options: &Churn) -> anyhow::Result<bool> {
         recorder: Recorder::new(&shared, true),
         counts: Counts::default(),
     });
-    let mut run = {
-        let lane_plan = plan.clone();
-        Run::start(&plan.stage, shared, move |lane| {
-            live(lane_plan.clone(), lane)
-        })?
-    };
+    let mut run = Run::start(&plan.stage, shared, &plan, live)?;
     let begun = run.look();
     run.shared.marks.begin_next(begun.at());
     run.pass(Duration::from_secs(options.seconds), "churn");

@@ -162,12 +162,7 @@ pub(super) fn run(options: &Idle) -> anyhow::Result<bool> {
         counts: Counts::default(),
         recorder: Recorder::new(&shared, false),
     });
-    let mut run = {
-        let lane_plan = plan.clone();
-        Run::start(&plan.stage, shared, move |lane| {
-            holding::hold(lane_plan.clone(), lane)
-        })?
-    };
+    let mut run = Run::start(&plan.stage, shared, &plan, holding::hold)?;
     let lanes = u64::try_from(plan.stage.lanes).unwrap_or(u64::MAX);
     let counts = &plan.counts;
     let far = Instant::now() + OPENING_MAX;

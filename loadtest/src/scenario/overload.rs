@@ -210,12 +210,7 @@ pub(super) fn run(options: &Overload) -> anyhow::Result<bool> {
         recorder: Recorder::new(&shared, false),
         served: AtomicU64::new(0),
     });
-    let mut run = {
-        let lane_plan = plan.clone();
-        Run::start(&plan.stage, shared, move |lane| {
-            live(lane_plan.clone(), lane)
-        })?
-    };
+    let mut run = Run::start(&plan.stage, shared, &plan, live)?;
     run.prepare(options.hosts.into(), &options.preparation);
     let time = Duration::from_secs(options.seconds);
     let mut looks = vec![run.look()];

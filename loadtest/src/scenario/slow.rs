@@ -78,12 +78,7 @@ pub(super) fn run(options: &Slow) -> anyhow::Result<bool> {
         stage,
         recorder: Recorder::new(&shared, true),
     });
-    let mut run = {
-        let lane_plan = plan.clone();
-        Run::start(&plan.stage, shared, move |lane| {
-            live(lane_plan.clone(), lane)
-        })?
-    };
+    let mut run = Run::start(&plan.stage, shared, &plan, live)?;
     run.prepare(options.hosts.into(), &options.preparation);
     let prepared = run.look();
     run.shared.marks.begin_next(prepared.at());

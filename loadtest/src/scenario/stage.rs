@@ -116,18 +116,25 @@ pub(super) struct Look {
 }
 
 impl<T: Send + 'static> Run<T> {
-    /// Starts the lanes of a stage; each runs the future that `work` makes in it.
-    pub(super) fn start<F, W>(stage: &Stage, shared: Arc<Shared>, work: W) -> anyhow::Result<Self>
+    /// Starts the lanes of a stage; each runs the future that `work` makes in it of the plan and the lane's number.
+    pub(super) fn start<P, F, W>(
+        stage: &Stage,
+        shared: Arc<Shared>,
+        plan: &Arc<P>,
+        work: W,
+    ) -> anyhow::Result<Self>
     where
+        P: Send + Sync + 'static,
         F: Future<Output = anyhow::Result<T>>,
-        W: Fn(usize) -> F + Send + Sync + 'static,
+        W: Fn(Arc<P>, usize) -> F + Send + Sync + 'static,
     {
+        let plan = plan.clone();
         let watch = Watch {
             trees: stage.common.server_tree.clone(),
             pids: stage.common.server_pids.clone(),
         };
         Ok(Self {
-            lanes: lane::start(stage.lanes, work)?,
+            lanes: lane::start(stage.lanes, move |lane| work(plan.clone(), lane))?,
             timeline: Timeline::start(watch.clone()),
             progress: Progress::start(),
             notes: Vec::new(),

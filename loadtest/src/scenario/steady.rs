@@ -98,12 +98,7 @@ pub(super) fn run(options: &Steady) -> anyhow::Result<bool> {
         ramp: ramp(options),
         begin: Instant::now() + Duration::from_millis(200),
     });
-    let mut run = {
-        let lane_plan = plan.clone();
-        Run::start(&plan.stage, shared, move |lane| {
-            live(lane_plan.clone(), lane)
-        })?
-    };
+    let mut run = Run::start(&plan.stage, shared, &plan, live)?;
     let started = run.look();
     let enrolled_s = ramp_up(&plan, &mut run);
     let begun = run.look();

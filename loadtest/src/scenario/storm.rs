@@ -88,12 +88,7 @@ pub(super) fn run(options: &Storm) -> anyhow::Result<bool> {
         recorder: Recorder::new(&shared, true),
         first_line: acknowledged::first_number(),
     });
-    let mut run = {
-        let lane_plan = plan.clone();
-        Run::start(&plan.stage, shared, move |lane| {
-            live(lane_plan.clone(), lane)
-        })?
-    };
+    let mut run = Run::start(&plan.stage, shared, &plan, live)?;
     let hosts = u64::from(options.hosts);
     let is_ready = run.prepare(hosts, &options.preparation);
     run.pass(CALM, "calm");
