@@ -267,6 +267,11 @@ impl Assembly {
             agents.replay().await;
             "replay of kept results"
         });
+        let store = Arc::clone(&parts.store);
+        tasks.spawn(async move {
+            store.fill_in_background().await;
+            "backfills"
+        });
         let carves = Arc::clone(&parts.carves);
         tasks.spawn(async move {
             carves.expire_forever().await;
@@ -310,6 +315,7 @@ impl Assembly {
                         .into_iter()
                         .chain(replicas)
                         .chain(parts.spool_state())
+                        .chain(parts.backfill_states())
                         .collect(),
                     hosts: parts.agents.statistics().hosts,
                     links: u32::try_from(links.open.load(Ordering::Relaxed)).unwrap_or(u32::MAX),
@@ -392,6 +398,18 @@ impl Parts {
                 spool.bytes.div_ceil(1024)
             ),
         })
+    }
+
+    /// Only while some rows are left; the gateway lacks nothing meanwhile.
+    fn backfill_states(&self) -> Vec<Dependency> {
+        let mut fillings = self.store.fillings();
+        fillings.retain(|filling| filling.rows_left() > 0);
+        let states = fillings.into_iter().map(|filling| Dependency {
+            name: "backfill".to_owned(),
+            is_healthy: true,
+            detail: filling.to_string(),
+        });
+        states.collect()
     }
 
     fn journal_health(&self) -> Dependency {

@@ -50,6 +50,7 @@ use std::process::ExitCode;
 
 use fleet_protocol::config::Config;
 pub use journal::{DamagedRange, JournalReport, SegmentReport};
+pub use store::{Filling, Grouped, Progress};
 
 /// Runs the control process: takes its orders from descriptor 3, returns when it is drained. `threads` stops the threads
 /// of the process's allocator, told false, and lets them run, told true: a process that gives something up has no threads
@@ -68,9 +69,23 @@ pub fn store_files(config: &Config) -> Vec<PathBuf> {
     reach::store_files(config)
 }
 
-/// Brings the configured database up to date; returns how many migrations ran. The error is one line for people.
-pub fn prepare_db(config: &Config, state_dir: &Path) -> Result<usize, String> {
-    process::prepare_db(config, state_dir)
+/// What [`prepare_db`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// Migrations that ran.
+    pub migrations: usize,
+    /// Rows that were filled in.
+    pub rows: u64,
+}
+
+/// Brings the configured database up to date, and tells how it goes. What it is cut off at, the next one goes on with. The
+/// error is one line for people.
+pub fn prepare_db(
+    config: &Config,
+    state_dir: &Path,
+    tell: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Prepared, String> {
+    process::prepare_db(config, state_dir, tell)
 }
 
 /// Reads every log segment against its checksums, beside a running server if there is one. The error is one line for

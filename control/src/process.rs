@@ -30,8 +30,8 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
 use crate::assembly::{self, Assembly};
-use crate::store::Store;
-use crate::{inherit, journal, peer, reach, trace};
+use crate::store::{self, Store, Tell};
+use crate::{Prepared, inherit, journal, peer, reach, trace};
 
 /// The supervisor speaks first, at once.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -122,19 +122,28 @@ fn confine(start: &StartControl) -> Result<Sandbox, confine::Error> {
     confine::apply(&start.confine, &reach)
 }
 
-/// Brings the database up to date. Returns how many migrations ran.
-pub(crate) fn prepare_db(config: &Config, state_dir: &Path) -> Result<usize, String> {
+/// Brings the database up to date, beside servers that use it if it is not the embedded one.
+pub(crate) fn prepare_db(
+    config: &Config,
+    state_dir: &Path,
+    tell: Tell<'_>,
+) -> Result<Prepared, String> {
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
     runtime.block_on(async {
-        let store = Store::open(config, state_dir)
-            .await
-            .map_err(|error| error.to_string())?;
-        let result = store.prepare().await.map_err(|error| error.to_string());
+        let opened = Store::open_as_it_is(config, state_dir).await;
+        let store = opened.map_err(|error| error.to_string())?;
+        let prepared = async {
+            Ok(Prepared {
+                migrations: store.prepare(tell).await?,
+                rows: store.fill(store.company(), tell).await?,
+            })
+        };
+        let result = prepared.await;
         store.close().await;
-        result
+        result.map_err(|error: store::Error| error.to_string())
     })
 }
 

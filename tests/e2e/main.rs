@@ -19,6 +19,7 @@ mod outage;
 mod outage_store;
 mod plan;
 mod preflight;
+mod prepare;
 mod proxied;
 mod renewal;
 mod replicas;

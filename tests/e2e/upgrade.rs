@@ -23,7 +23,7 @@ const AGENTS: usize = 8;
 const SOME: usize = 100;
 
 /// The supervisor that an upgrade has left, which is no child of the test; ends with it.
-struct Successor(u32);
+pub(super) struct Successor(pub(super) u32);
 
 impl Drop for Successor {
     fn drop(&mut self) {
@@ -168,7 +168,7 @@ fn script(dir: &TempDir, text: &str) -> PathBuf {
 }
 
 /// Upgrades; gives the exit code and what was printed.
-fn upgrade(gateway: &Gateway, binary: Option<&Path>) -> (Option<i32>, String) {
+pub(super) fn upgrade(gateway: &Gateway, binary: Option<&Path>) -> (Option<i32>, String) {
     let flag = binary.map(|path| format!("--binary={}", path.display()));
     let mut args = vec!["upgrade"];
     args.extend(flag.as_deref());
@@ -454,28 +454,24 @@ fn play_service(socket: &Path, all: &Mutex<Vec<String>>) {
     heard(&["STOPPING=1"]);
 }
 
-/// `tests/run` builds it from the commit before this one.
+/// `tests/run` builds it from the commit before this one. `None` when it is not there, or knows no upgrade.
+pub(super) fn previous_build() -> Option<PathBuf> {
+    let built = binary("fleet-supervisor");
+    let previous = built.parent()?.join("../previous/debug/fleet-supervisor");
+    let mut asked = std::process::Command::new(&previous);
+    let is_good = previous.exists()
+        && fleet_tests::process::run(asked.args(["upgrade", "--help"]))
+            .status
+            .success();
+    is_good.then_some(previous)
+}
+
 #[test]
 fn the_previous_build_is_upgraded_under_load() {
-    let previous = binary("fleet-supervisor")
-        .parent()
-        .unwrap()
-        .join("../previous/debug/fleet-supervisor");
-    let knows_upgrade = fleet_tests::process::run(
-        std::process::Command::new(if previous.exists() {
-            previous.as_path()
-        } else {
-            Path::new("false")
-        })
-        .args(["upgrade", "--help"]),
-    );
-    if !knows_upgrade.status.success() {
-        println!(
-            "LEFT OUT: {} is not there, or knows no upgrade; tests/run builds it",
-            previous.display()
-        );
+    let Some(previous) = previous_build() else {
+        println!("LEFT OUT: there is no previous build that knows upgrade; tests/run builds it");
         return;
-    }
+    };
     let gateway = Gateway::options().program(&previous).start();
     Load::run(&gateway, |_| {
         let (code, printed) = upgrade(&gateway, Some(&binary("fleet-supervisor")));

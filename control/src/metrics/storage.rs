@@ -69,6 +69,7 @@ pub(super) fn store(
     )?;
     gate(page, store)?;
     replicas(page, store)?;
+    backfills(page, store)?;
     page.gauge(
         by(
             "fleet_control_store_connections",
@@ -83,6 +84,23 @@ pub(super) fn store(
             ),
             (["idle"], u64::from(store.idle_connections)),
         ],
+    )
+}
+
+/// By the number of their migration; none before the store was asked.
+fn backfills(page: &mut Page<'_>, store: &StoreStatistics) -> Result<(), Error> {
+    let all = store.fillings.iter();
+    let all: Vec<(String, u64)> = all
+        .map(|of| (of.migration.to_string(), of.rows_left()))
+        .collect();
+    page.gauge(
+        by(
+            "fleet_control_store_backfill_rows_left",
+            "Rows that a migration has to look at yet; agents are served meanwhile.",
+            "migration",
+        ),
+        None,
+        all.iter().map(|(number, left)| ([number.as_str()], *left)),
     )
 }
 

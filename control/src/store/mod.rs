@@ -5,6 +5,7 @@
 //! transactions that leave change rows number them under a lock that they hold until they are committed, so numbers
 //! become visible in their order; ids of hosts come from a counter in the same transaction, so a failed one burns none.
 
+mod backfill;
 mod batch;
 mod breaker;
 mod carves;
@@ -21,6 +22,7 @@ mod label_specs;
 mod migrate;
 mod packs;
 mod pools;
+mod progress;
 mod queries;
 mod replicas;
 mod reports;
@@ -32,6 +34,7 @@ mod statistics;
 mod tests;
 mod value;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -43,6 +46,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 pub(crate) use error::{Error, Result};
+pub(crate) use migrate::{Tell, quiet};
+pub use progress::{Filling, Grouped, Progress};
 pub(crate) use replicas::Standing;
 pub(crate) use statistics::StoreStatistics;
 
@@ -94,13 +99,25 @@ pub(crate) struct Store {
     /// Seen marks of this age may still wait in memory.
     seen_interval_s: u32,
     statistics: Statistics,
+    /// Backfills by their migration.
+    fillings: std::sync::Mutex<BTreeMap<i64, Filling>>,
     ping: Mutex<Option<(Instant, Result<()>)>>,
 }
 
 impl Store {
-    /// Opens the engine that the configuration names. Embedded: creates and migrates `store.sqlite` in `state_dir`.
-    /// MySQL: connects lazily, so an absent server is no error here; [`Store::require_prepared`] asks it.
+    /// Opens the engine that the configuration names. Embedded: creates `store.sqlite` in `state_dir` and brings its
+    /// tables up to date. MySQL: connects lazily, so an absent server is no error here; [`Store::require_prepared`]
+    /// asks it.
     pub(crate) async fn open(config: &Config, state_dir: &Path) -> Result<Self> {
+        let store = Self::open_as_it_is(config, state_dir).await?;
+        if store.dialect == Dialect::Sqlite {
+            store.prepare(&quiet).await?;
+        }
+        Ok(store)
+    }
+
+    /// The same without a change to the tables of the embedded store.
+    pub(crate) async fn open_as_it_is(config: &Config, state_dir: &Path) -> Result<Self> {
         let is_embedded = config.mysql.address.is_empty();
         let gate = Arc::new(Gate::new(!is_embedded));
         let (pools, location) = if is_embedded {
@@ -111,7 +128,7 @@ impl Store {
             (Pools::open_mysql(&config.mysql, &gate)?, location)
         };
         let seen_interval_s = config.osquery.seen_interval.as_secs();
-        let store = Self {
+        Ok(Self {
             pools,
             gate,
             replicas: if is_embedded {
@@ -129,12 +146,9 @@ impl Store {
             origin: fastrand::i64(1..),
             seen_interval_s: u32::try_from(seen_interval_s).unwrap_or(u32::MAX),
             statistics: Statistics::default(),
+            fillings: std::sync::Mutex::default(),
             ping: Mutex::new(None),
-        };
-        if is_embedded {
-            store.prepare().await?;
-        }
-        Ok(store)
+        })
     }
 
     pub(crate) fn engine(&self) -> EngineName {
@@ -156,6 +170,7 @@ impl Store {
             idle_connections,
             gate: self.gate.statistics(),
             replicas: self.replicas.statistics(),
+            fillings: self.fillings(),
             ..self.statistics.snapshot()
         }
     }

@@ -14,7 +14,10 @@ use fleet_protocol::config;
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions, MySqlSslMode};
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection as _, Executor, MySql, MySqlPool, Sqlite, SqlitePool};
+use sqlx::{
+    ConnectOptions, Connection as _, Executor, MySql, MySqlConnection, MySqlPool, Sqlite,
+    SqlitePool,
+};
 use tokio::time::Instant;
 
 use super::breaker::Sign;
@@ -63,6 +66,8 @@ pub(super) enum Pools {
 pub(super) enum Connection {
     Sqlite(PoolConnection<Sqlite>),
     Mysql(PoolConnection<MySql>),
+    /// No longer of the pool.
+    Apart(Box<MySqlConnection>),
 }
 
 /// What a connection is for.
@@ -303,6 +308,7 @@ impl Connection {
         match self {
             Self::Sqlite(connection) => drop(connection.detach()),
             Self::Mysql(connection) => drop(connection.detach()),
+            Self::Apart(connection) => drop(connection),
         }
     }
 }

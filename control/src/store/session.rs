@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use sqlx::AssertSqlSafe;
 use sqlx::mysql::MySqlQueryResult;
+use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection};
 use tokio::time::Instant;
 
 use super::Store;
@@ -22,6 +22,8 @@ use super::value::{Arg, Row, unexpected};
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// One statement.
 const STATEMENT_DEADLINE: Duration = Duration::from_secs(5);
+/// The end of a connection of its own.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(1);
 /// Attempts of an operation that met a deadlock or a lock wait.
 const ATTEMPTS_MAX: u32 = 4;
 
@@ -58,7 +60,7 @@ pub(super) struct Executed {
 pub(super) struct Session<'s> {
     store: &'s Store,
     connection: Option<Connection>,
-    _lease: Lease<'s>,
+    lease: Option<Lease<'s>>,
     ticket: Ticket<'s>,
     /// Nothing runs and no transaction is open.
     is_clean: bool,
@@ -141,7 +143,7 @@ impl<'s> Session<'s> {
         Ok(Self {
             store,
             connection: Some(connection),
-            _lease: lease,
+            lease: Some(lease),
             statement_deadline,
             ticket,
             is_clean: true,
@@ -159,6 +161,26 @@ impl<'s> Session<'s> {
     pub(super) fn allow(&mut self, span: Duration) {
         self.statement_deadline = span;
         self.deadline = Instant::now() + span;
+    }
+
+    /// Takes its connection out of the pool, which may make another: for a lock or a setting that lasts, over a longer
+    /// time. It is never given back. The embedded store's stays, because nobody else could write.
+    pub(super) fn set_apart(&mut self) {
+        self.connection = match self.connection.take() {
+            Some(Connection::Mysql(connection)) => {
+                self.is_clean = false;
+                drop(self.lease.take());
+                Some(Connection::Apart(Box::new(connection.detach())))
+            }
+            other => other,
+        };
+    }
+
+    /// Ends it with a word to the server, which then gives its locks to others at once.
+    pub(super) async fn leave(mut self) {
+        if let Some(Connection::Apart(connection)) = self.connection.take() {
+            let _ = tokio::time::timeout(LEAVE_DEADLINE, connection.close()).await;
+        }
     }
 
     pub(super) fn dialect(&self) -> Dialect {
@@ -429,21 +451,15 @@ async fn run(
     sql: String,
     args: &[Arg<'_>],
 ) -> Result<Done, sqlx::Error> {
-    match connection {
+    let connection: &mut MySqlConnection = match connection {
         Connection::Sqlite(connection) => {
-            run_on!(&mut **connection, job, sql, args, Row::Sqlite, |_: &_| 0)
+            return run_on!(&mut **connection, job, sql, args, Row::Sqlite, |_: &_| 0);
         }
-        Connection::Mysql(connection) => {
-            run_on!(
-                &mut **connection,
-                job,
-                sql,
-                args,
-                Row::Mysql,
-                MySqlQueryResult::last_insert_id
-            )
-        }
-    }
+        Connection::Mysql(connection) => connection,
+        Connection::Apart(connection) => connection,
+    };
+    let last_id = MySqlQueryResult::last_insert_id;
+    run_on!(&mut *connection, job, sql, args, Row::Mysql, last_id)
 }
 
 fn args_of<'a>(piece: &Piece, keys: &[Arg<'a>]) -> Vec<Arg<'a>> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use fleet_protocol::stats::Histogram;
 
 use super::gate::GateStatistics;
+use super::progress::Filling;
 use super::replicas::ReplicaStatistics;
 
 /// Counters of one statement.
@@ -34,6 +35,8 @@ pub(crate) struct StoreStatistics {
     pub(crate) gate: GateStatistics,
     /// By address.
     pub(crate) replicas: Vec<ReplicaStatistics>,
+    /// Backfills, by migration.
+    pub(crate) fillings: Vec<Filling>,
     /// Connections open now.
     pub(crate) connections: u32,
     /// Of those, in no use.

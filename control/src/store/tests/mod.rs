@@ -1,5 +1,6 @@
 //! The same cases on every engine that is on the machine: SQLite always, MariaDB when `mariadbd` is there.
 
+mod backfill;
 mod change_cases;
 mod enroll_cases;
 mod host_cases;
@@ -14,7 +15,7 @@ use fleet_protocol::config::Config;
 use fleet_protocol::ids::{FeedSeq, HostId, NodeKeyHash, UnixSeconds};
 use serde_json::{Map, Value};
 
-use super::{EngineName, Store};
+use super::{EngineName, Store, quiet};
 use crate::model::change::ChangeRow;
 use crate::model::enrollment::{EnrollOutcome, NewEnrollment};
 use crate::model::host::{HostColumns, HostDetails};
@@ -30,7 +31,7 @@ impl Bed {
     async fn open(config: Config) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&config, dir.path()).await.unwrap();
-        store.prepare().await.unwrap();
+        store.prepare(&quiet).await.unwrap();
         Self { config, dir, store }
     }
 
@@ -74,10 +75,15 @@ macro_rules! cases {
             outage::migrations_start_from_nothing(&server).await;
             $(
                 eprintln!("case {}", stringify!($case));
-                $module::$case(&Bed::open(server.database(stringify!($case)).await).await).await;
+                let bed = Bed::open(server.database(stringify!($case)).await).await;
+                // Each on the heap: together they are more than a thread's stack.
+                Box::pin($module::$case(&bed)).await;
             )+
             outage::tls_is_verified(&server).await;
             outage::who_is_denied_is_told_so(&server).await;
+            Box::pin(backfill::a_table_in_use_delays_the_migration_alone(&server)).await;
+            Box::pin(backfill::a_locked_row_is_waited_for(&server)).await;
+            Box::pin(backfill::a_node_looks_on_while_another_is_at_it(&server)).await;
             outage::a_deadlock_is_tried_again(&server).await;
             outage::a_read_only_server_is_unavailable(&server).await;
             outage::a_server_that_is_slow_to_connect_to_comes_back(&server).await;
@@ -108,6 +114,10 @@ cases! {
     spec_cases::settings_and_secrets_are_kept,
     spec_cases::carves_make_progress,
     spec_cases::ping_works,
+    backfill::hosts_of_the_old_schema_are_found_by_address,
+    backfill::a_backfill_that_was_cut_off_goes_on,
+    backfill::two_nodes_do_each_row_once,
+    backfill::a_value_that_is_written_meanwhile_stays,
 }
 
 /// A fresh key.

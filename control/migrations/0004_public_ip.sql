@@ -1,0 +1,1 @@
+-- Nothing changes here. store/backfill.rs fills in host_details.public_ip of hosts that enrolled before there was one.
