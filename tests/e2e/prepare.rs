@@ -2,17 +2,15 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Instant;
 
-use fleet_protocol::agent::Route;
 use fleet_tests::gateway::{Gateway, texts};
-use fleet_tests::process::{binary, run};
-use fleet_tests::steady_load::{Load, Plan};
+use fleet_tests::process::{Successor, binary, run};
+use fleet_tests::steady_load::under_load;
 use fleet_tests::stores::MariaDb;
 use fleet_tests::terminal::Terminal;
 use fleet_tests::wait;
 
-use crate::upgrade::{Successor, previous_build, upgrade};
+use crate::upgrade::previous_build;
 
 /// Hosts of before there was a public address.
 const OLD_HOSTS: u32 = 20_000;
@@ -77,37 +75,30 @@ fn a_database_is_brought_forward_under_the_previous_build_and_its_load() {
         .set("mysql.address", database.socket().display())
         .set("mysql.username", "root")
         .start();
-    let mut load = Load::start(&gateway, Plan::default());
-    load.settle();
-    // The old one may know of the backfill, and have been through it.
-    forget_addresses(&database);
-    assert_eq!(without_address(&database), OLD_HOSTS.to_string());
-
-    let begin = Instant::now();
-    let prepared = prepare(&new, &database);
-    let (out, error) = texts(&prepared);
-    assert!(prepared.status.success(), "{out}{error}");
-    assert!(out.contains("migration 4: "), "{out}");
-    assert!(out.contains(" hosts looked at, "), "{out}");
-    assert_eq!(without_address(&database), "0");
-    let served = |since, what| {
-        wait::until(what, || {
-            let count = load.successes_since(since, Route::Log);
-            (count >= 60 || !load.failures_since(begin).is_empty()).then_some(())
-        });
-    };
-    served(Instant::now(), "the old build serves on the new tables");
-    let (code, printed) = upgrade(&gateway, Some(&new));
-    assert_eq!(code, Some(0), "{printed}");
-    let successor = Successor(gateway.pid());
-    served(Instant::now(), "the new build serves");
-
-    let failures = load.failures_since(begin);
-    assert!(failures.is_empty(), "{failures:?}");
-    let verdict = load.finish(&gateway);
-    verdict.assert_nothing_lost();
-    verdict.assert_all_delivered();
-    drop(successor);
+    let mut successors = Vec::new();
+    let verdict = under_load(&gateway, |load| {
+        // The old one may know of the backfill, and have been through it.
+        forget_addresses(&database);
+        assert_eq!(without_address(&database), OLD_HOSTS.to_string());
+        load.fault(
+            "upgrade: after the database, from the previous build",
+            |fault| {
+                let prepared = prepare(&new, &database);
+                let (out, error) = texts(&prepared);
+                assert!(prepared.status.success(), "{out}{error}");
+                assert!(out.contains("migration 4: "), "{out}");
+                assert!(out.contains(" hosts looked at, "), "{out}");
+                assert_eq!(without_address(&database), "0");
+                // The old build serves on the new tables, and then the new one does.
+                fault.wait_for_successes();
+                let (code, printed) = gateway.upgrade(Some(&new));
+                assert_eq!(code, Some(0), "{printed}");
+                successors.push(Successor(gateway.pid()));
+                fault.wait_for_successes();
+            },
+        );
+    });
+    verdict.assert_none_failed();
 }
 
 /// Nobody has to remember `prepare db` for what no server waits for.

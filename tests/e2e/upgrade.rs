@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fleet_tests::gateway::{Gateway, texts};
-use fleet_tests::process::{binary, is_alive, signal};
+use fleet_tests::process::{Successor, binary, is_alive, script, signal};
 use fleet_tests::wait;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -21,24 +20,6 @@ use tempfile::TempDir;
 const AGENTS: usize = 8;
 /// Exchanges that must have been made before something happens, and again after it.
 const SOME: usize = 100;
-
-/// The supervisor that an upgrade has left, which is no child of the test; ends with it.
-pub(super) struct Successor(pub(super) u32);
-
-impl Drop for Successor {
-    fn drop(&mut self) {
-        if !is_alive(self.0) {
-            return;
-        }
-        signal(self.0, Signal::SIGTERM);
-        let ended = wait::until_or(Duration::from_secs(40), || {
-            (!is_alive(self.0)).then_some(())
-        });
-        if ended.is_none() {
-            signal(self.0, Signal::SIGKILL);
-        }
-    }
-}
 
 /// Agents that enroll, fetch their config, read and log, and what came of it.
 struct Load<'a> {
@@ -160,23 +141,6 @@ fn copy(dir: &TempDir, name: &str) -> PathBuf {
     path
 }
 
-fn script(dir: &TempDir, text: &str) -> PathBuf {
-    let path = dir.path().join("script");
-    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path
-}
-
-/// Upgrades; gives the exit code and what was printed.
-pub(super) fn upgrade(gateway: &Gateway, binary: Option<&Path>) -> (Option<i32>, String) {
-    let flag = binary.map(|path| format!("--binary={}", path.display()));
-    let mut args = vec!["upgrade"];
-    args.extend(flag.as_deref());
-    let output = gateway.command(&args);
-    let (out, error) = texts(&output);
-    (output.status.code(), out + &error)
-}
-
 fn program_of(pid: u32) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/exe")).unwrap()
 }
@@ -190,7 +154,7 @@ fn an_upgrade_under_load_fails_no_exchange_and_keeps_everything() {
     let mut successors = Vec::new();
     let keep = gateway.https.enroll(&gateway.secret(), "kept");
     Load::run(&gateway, |load| {
-        let (code, printed) = upgrade(&gateway, Some(&path));
+        let (code, printed) = gateway.upgrade(Some(&path));
         assert_eq!(code, Some(0), "{printed}");
         for part in [
             "is started as pid",
@@ -206,7 +170,7 @@ fn an_upgrade_under_load_fails_no_exchange_and_keeps_everything() {
         assert_eq!(program_of(second), path);
         load.wait();
         // Again, to the one that the command itself runs from.
-        let (code, printed) = upgrade(&gateway, None);
+        let (code, printed) = gateway.upgrade(None);
         assert_eq!(code, Some(0), "{printed}");
         let third = gateway.pid();
         successors.push(Successor(third));
@@ -241,14 +205,14 @@ fn a_binary_that_ends_or_talks_nonsense_changes_nothing() {
             ),
             ("exec 3>&-; exec sleep 60", "closed its channel"),
         ] {
-            let (code, printed) = upgrade(&gateway, Some(&script(&dir, text)));
+            let (code, printed) = gateway.upgrade(Some(&script(dir.path(), text)));
             assert!(code.is_some_and(|code| code != 0), "{printed}");
             assert!(printed.contains(reason), "{printed}");
             load.wait();
         }
         let nothing = dir.path().join("nothing");
         fs::write(&nothing, "").unwrap();
-        let (code, printed) = upgrade(&gateway, Some(&nothing));
+        let (code, printed) = gateway.upgrade(Some(&nothing));
         assert_eq!(code, Some(78), "{printed}");
         assert!(printed.contains("cannot start"), "{printed}");
     });
@@ -261,13 +225,13 @@ fn a_binary_that_hangs_is_given_up_and_only_one_upgrade_runs() {
     let gateway = Gateway::start();
     let pid = gateway.pid();
     Load::run(&gateway, |_| {
-        let path = script(&dir, "exec sleep 600");
+        let path = script(dir.path(), "exec sleep 600");
         std::thread::scope(|scope| {
-            let first = scope.spawn(|| upgrade(&gateway, Some(&path)));
+            let first = scope.spawn(|| gateway.upgrade(Some(&path)));
             wait::until("the first is under way", || {
                 gateway.log().contains("an upgrade begins").then_some(())
             });
-            let (code, printed) = upgrade(&gateway, Some(&path));
+            let (code, printed) = gateway.upgrade(Some(&path));
             assert_ne!(code, Some(0), "{printed}");
             assert!(printed.contains("an upgrade is under way"), "{printed}");
             let output = gateway.command(&["reload"]);
@@ -291,7 +255,7 @@ fn a_wrong_configuration_is_refused_before_anything_is_touched() {
         ("server:\n  address: 127.0.0.2:0\n", "withdraw it first"),
     ] {
         gateway.write_config(text);
-        let (code, printed) = upgrade(&gateway, None);
+        let (code, printed) = gateway.upgrade(None);
         assert_eq!(code, Some(78), "{printed}");
         assert!(printed.contains(reason), "{printed}");
     }
@@ -307,14 +271,14 @@ fn a_new_control_that_does_not_serve_gives_way_to_the_old_one() {
     Load::run(&gateway, |_| {
         // A store that refuses connections.
         gateway.write_config(&format!("{yaml}mysql:\n  address: 127.0.0.1:1\n"));
-        let (code, printed) = upgrade(&gateway, None);
+        let (code, printed) = gateway.upgrade(None);
         assert_eq!(code, Some(70), "{printed}");
         assert!(printed.contains("control"), "{printed}");
     });
     assert_eq!(gateway.pid(), pid);
     assert_ne!(gateway.control_pid(), control);
     gateway.write_config(yaml);
-    let (code, printed) = upgrade(&gateway, None);
+    let (code, printed) = gateway.upgrade(None);
     assert_eq!(code, Some(0), "{printed}");
     drop(Successor(gateway.pid()));
 }
@@ -385,9 +349,9 @@ fn when_the_old_supervisor_is_killed_half_way_the_new_one_goes_on() {
 fn a_server_that_is_stopped_during_an_upgrade_stops() {
     let dir = tempfile::tempdir().unwrap();
     let mut gateway = Gateway::start();
-    let path = script(&dir, "exec sleep 600");
+    let path = script(dir.path(), "exec sleep 600");
     std::thread::scope(|scope| {
-        let upgraded = scope.spawn(|| upgrade(&gateway, Some(&path)));
+        let upgraded = scope.spawn(|| gateway.upgrade(Some(&path)));
         wait::until("the upgrade begins", || {
             gateway.log().contains("an upgrade begins").then_some(())
         });
@@ -445,7 +409,7 @@ fn play_service(socket: &Path, all: &Mutex<Vec<String>>) {
     ]);
     gateway.supervisor.signal(Signal::SIGHUP);
     heard(&["RELOADING=1\nMONOTONIC_USEC=", "READY=1"]);
-    let (code, printed) = upgrade(&gateway, None);
+    let (code, printed) = gateway.upgrade(None);
     assert_eq!(code, Some(0), "{printed}");
     let successor = Successor(gateway.pid());
     let main_pid = format!("MAINPID={}", successor.0);
@@ -474,7 +438,7 @@ fn the_previous_build_is_upgraded_under_load() {
     };
     let gateway = Gateway::options().program(&previous).start();
     Load::run(&gateway, |_| {
-        let (code, printed) = upgrade(&gateway, Some(&binary("fleet-supervisor")));
+        let (code, printed) = gateway.upgrade(Some(&binary("fleet-supervisor")));
         assert_eq!(code, Some(0), "{printed}");
     });
     drop(Successor(gateway.pid()));

@@ -7,7 +7,7 @@ use std::process::Command;
 use fleet_tests::gateway::Gateway;
 use fleet_tests::https::TlsStream;
 use fleet_tests::process::{is_alive, run};
-use fleet_tests::steady_load::{Load, Plan};
+use fleet_tests::steady_load::under_load;
 use fleet_tests::wait;
 
 fn limit_descriptors(pid: u32, limit: &str) {
@@ -21,24 +21,20 @@ fn limit_descriptors(pid: u32, limit: &str) {
 fn a_worker_without_descriptors_loses_nothing() {
     // The limit of a process of another user is not ours to change without CAP_SYS_RESOURCE.
     let gateway = Gateway::options().set("server.user", "root").start();
-    let mut load = Load::start(&gateway, Plan::default());
-    load.settle();
     let pid = gateway.worker_pid(0);
-    let open = std::fs::read_dir(format!("/proc/{pid}/fd"))
-        .unwrap()
-        .count();
-    let fault = load.fault("worker: no descriptors left for 3 s");
-    // Less than what is open: whatever closes makes no room. The hard limit stays.
-    limit_descriptors(pid, &format!("{}:", open.saturating_sub(20).max(8)));
-    std::thread::sleep(std::time::Duration::from_secs(3));
-    limit_descriptors(pid, "4096:");
-    fault.healed();
-    assert_eq!(gateway.worker_pid(0), pid, "it is no reason to die");
-    let verdict = load.finish(&gateway);
-    verdict.assert_nothing_lost();
-    verdict.assert_no_surplus();
-    verdict.assert_all_delivered();
-    verdict.assert_none_refused();
+    let verdict = under_load(&gateway, |load| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .count();
+        load.fault("worker: no descriptors left for 3 s", |_| {
+            // Less than what is open: whatever closes makes no room. The hard limit stays.
+            limit_descriptors(pid, &format!("{}:", open.saturating_sub(20).max(8)));
+            std::thread::sleep(std::time::Duration::from_secs(3));
+            limit_descriptors(pid, "4096:");
+        });
+        assert_eq!(gateway.worker_pid(0), pid, "it is no reason to die");
+    });
+    verdict.assert_none_cut();
 }
 
 /// A memory group of version 1, removed at the end.
@@ -102,24 +98,19 @@ fn a_worker_that_is_killed_for_its_memory_takes_nobody_with_it() {
     };
     let gateway = Gateway::start();
     let key = gateway.https.enroll(&gateway.secret(), "hungry");
-    let mut load = Load::start(&gateway, Plan::default());
-    load.settle();
-    let pid = gateway.worker_pid(0);
-    let fault = load.fault("worker: killed at its memory limit");
-    group.add(pid);
-    let mut kept = Vec::new();
-    wait::until("the worker meets its limit", || {
-        if kept.len() < 100 {
-            kept.extend(unfinished(&gateway, &key));
-        }
-        (!is_alive(pid)).then_some(())
+    let verdict = under_load(&gateway, |load| {
+        let pid = gateway.worker_pid(0);
+        load.fault("worker: killed at its memory limit", |_| {
+            group.add(pid);
+            let mut kept = Vec::new();
+            wait::until("the worker meets its limit", || {
+                if kept.len() < 100 {
+                    kept.extend(unfinished(&gateway, &key));
+                }
+                (!is_alive(pid)).then_some(())
+            });
+            gateway.wait_for_successor("/gateway/slots/0", pid);
+        });
     });
-    gateway.wait_for_successor("/gateway/slots/0", pid);
-    drop(kept);
-    fault.healed();
-    let verdict = load.finish(&gateway);
-    verdict.assert_nothing_lost();
-    verdict.assert_no_surplus();
-    verdict.assert_all_delivered();
-    assert_eq!(verdict.refused, 0, "{verdict}");
+    verdict.assert_none_refused();
 }

@@ -1,4 +1,4 @@
-//! What the machine does to a gateway: its disk fills up, its clock jumps.
+//! What the machine does to a gateway: its disk fills up or fails, its clock jumps.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -6,14 +6,47 @@ use std::process::Command;
 use std::time::Duration;
 
 use fleet_protocol::agent::Route;
+use fleet_tests::failing_disk::FailingDisk;
 use fleet_tests::gateway::Gateway;
 use fleet_tests::namespace::{self, mount};
 use fleet_tests::process::run;
-use fleet_tests::steady_load::{Load, Plan};
+use fleet_tests::steady_load::{Fault, under_load};
 use fleet_tests::wait;
 use nix::unistd::Uid;
 use serde_json::Value;
 use tempfile::TempDir;
+
+/// How long a disk is not itself.
+const SPELL: Duration = Duration::from_secs(4);
+
+/// Runs `test` with a loopback of its own; not where that is not permitted.
+fn inside(test: impl FnOnce() + Send) {
+    if !Uid::effective().is_root() {
+        eprintln!("LEFT OUT: a disk of its own needs a mount; run it as root");
+        return;
+    }
+    namespace::inside(|| {
+        let output = run(Command::new("ip").args(["link", "set", "lo", "up"]));
+        assert!(output.status.success(), "{output:?}");
+        test();
+    });
+}
+
+fn wait_for_health(gateway: &Gateway, status: u16) {
+    wait::until(&format!("health is {status}"), || {
+        let answer = gateway.https.get("/healthz").ok()?;
+        (answer.status == status).then_some(())
+    });
+}
+
+fn wait_until_logs_are_told(fault: &Fault<'_>) {
+    wait::until("agents are told to keep their lines", || {
+        let is_told = |(route, kind): &(Route, String)| {
+            *route == Route::Log && kind.starts_with("error_object")
+        };
+        fault.failures().iter().any(is_told).then_some(())
+    });
+}
 
 /// A small file system of its own on `directory`, which ends with the mount namespace.
 fn small_disk(image: &Path, directory: &Path) {
@@ -38,48 +71,74 @@ fn fill(path: &Path) {
 
 #[test]
 fn a_full_disk_makes_agents_wait_and_room_lets_them_go_on() {
-    if !Uid::effective().is_root() {
-        eprintln!("LEFT OUT: a full disk needs a mount of its own; run it as root");
-        return;
-    }
-    namespace::inside(|| {
-        let output = run(Command::new("ip").args(["link", "set", "lo", "up"]));
-        assert!(output.status.success(), "{output:?}");
+    inside(|| {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join("disk");
         small_disk(&dir.path().join("image"), &disk);
         let state = tempfile::tempdir_in(&disk).unwrap();
         let gateway = Gateway::start_in(state, Gateway::options());
-        let mut load = Load::start(&gateway, Plan::default());
-        load.settle();
-        let fault = load.fault("disk: full for 4 s");
-        let ballast = disk.join("ballast");
-        fill(&ballast);
-        wait::until("agents are told", || {
-            let failures = fault.load().failures_since(fault.at());
-            let is_told = |(route, kind): &(Route, String)| {
-                *route == Route::Log && kind.starts_with("error_object")
-            };
-            failures.iter().any(is_told).then_some(())
+        let verdict = under_load(&gateway, |load| {
+            load.fault("disk: full for 4 s", |fault| {
+                let ballast = disk.join("ballast");
+                fill(&ballast);
+                wait_until_logs_are_told(fault);
+                wait_for_health(&gateway, 500);
+                std::thread::sleep(SPELL);
+                std::fs::remove_file(&ballast).unwrap();
+            });
         });
-        wait::until("health says so", || {
-            let answer = gateway.https.get("/healthz").ok()?;
-            (answer.status == 500).then_some(())
-        });
-        std::thread::sleep(Duration::from_secs(4));
-        std::fs::remove_file(&ballast).unwrap();
-        fault.healed();
-        let verdict = load.finish(&gateway);
-        verdict.assert_nothing_lost();
-        verdict.assert_no_surplus();
-        verdict.assert_all_delivered();
-        verdict.assert_none_refused();
-        wait::until("health is well again", || {
-            let answer = gateway.https.get("/healthz").ok()?;
-            (answer.status == 200).then_some(())
-        });
-        drop(gateway);
+        verdict.assert_none_cut();
+        wait_for_health(&gateway, 200);
     });
+}
+
+/// The disk under `path` of a state directory refuses to write for a while. Agents keep their lines, and everything comes
+/// back by itself.
+fn failing_writes(name: &str, path: &str) {
+    inside(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(disk) = FailingDisk::mount(&dir.path().join(path)) else {
+            return;
+        };
+        let mut gateway = Gateway::start_in(dir, Gateway::options());
+        let verdict = under_load(&gateway, |load| {
+            load.fault(name, |fault| {
+                disk.break_writes();
+                wait_until_logs_are_told(fault);
+                wait_for_health(&gateway, 500);
+                std::thread::sleep(SPELL);
+                disk.mend_writes();
+            });
+        });
+        verdict.assert_none_cut();
+        wait_for_health(&gateway, 200);
+        // What the kernel could not write it has dropped, and would report success for the next sync of the same file.
+        for log_type in ["result", "status"] {
+            let directory = gateway.state(&format!("log/osquery_{log_type}"));
+            let files = std::fs::read_dir(directory).unwrap().flatten();
+            let logs = files.filter(|file| {
+                let name = file.file_name().to_string_lossy().into_owned();
+                name.contains(".log") && !name.starts_with('.')
+            });
+            assert!(logs.count() > 1, "{log_type} logs did not go to a new file");
+        }
+        let log = gateway.log();
+        assert!(log.contains("Input/output error"), "another error: {log}");
+        let dir = gateway.stop_and_keep();
+        // Its directory goes once nothing is mounted there.
+        drop(disk);
+        drop(dir);
+    });
+}
+
+#[test]
+fn a_journal_whose_disk_fails_makes_agents_wait_and_goes_on_in_a_new_file() {
+    failing_writes("disk: EIO for the journal for 4 s", "state/log");
+}
+
+#[test]
+fn a_disk_that_fails_makes_agents_wait_and_lets_them_go_on() {
+    failing_writes("disk: EIO for 4 s", "state");
 }
 
 /// The time of day of all processes of a gateway, which a test shifts.
@@ -142,23 +201,19 @@ fn clock_jumps(name: &str, step: i64) {
         .env("LD_PRELOAD", clock.library().display())
         .env("FAULTS_CLOCK", clock.file().display())
         .start();
-    let mut load = Load::start(&gateway, Plan::default());
-    load.settle();
-    for shift in [step, 0] {
-        let fault = load.fault(name);
-        clock.shift_by(shift);
-        let noted = shift_of(&gateway, &format!("clock-{shift}"));
-        assert!(
-            (noted - shift).abs() < 120,
-            "control's clock is {noted} s ahead, not {shift}"
-        );
-        fault.healed();
-    }
-    let verdict = load.finish(&gateway);
-    verdict.assert_nothing_lost();
-    verdict.assert_no_surplus();
-    verdict.assert_all_delivered();
-    verdict.assert_none_refused();
+    let verdict = under_load(&gateway, |load| {
+        for shift in [step, 0] {
+            load.fault(name, |_| {
+                clock.shift_by(shift);
+                let noted = shift_of(&gateway, &format!("clock-{shift}"));
+                assert!(
+                    (noted - shift).abs() < 120,
+                    "control's clock is {noted} s ahead, not {shift}"
+                );
+            });
+        }
+    });
+    verdict.assert_none_cut();
 }
 
 /// How many seconds control's time of day is ahead of the machine's: by the time that it notes for a new host.

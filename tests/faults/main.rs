@@ -4,7 +4,7 @@
 //! `FAULTS_DIR=/tmp/faults cargo nextest run -p fleet-tests --test faults` keeps a row of each run there, and
 //! `cargo run -p fleet-tests --bin faults-table /tmp/faults` shows them as a table.
 //!
-//! The faults of an upgrade are in `e2e/upgrade.rs`.
+//! Upgrades that are interrupted half way are in `e2e/upgrade.rs`.
 
 mod kills;
 mod limits;
@@ -12,3 +12,4 @@ mod machine;
 mod network;
 mod stalls;
 mod stores;
+mod upgrades;

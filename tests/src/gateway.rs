@@ -218,6 +218,16 @@ impl Gateway {
         command
     }
 
+    /// Upgrades, to the built program or another one; the exit code and what was printed.
+    pub fn upgrade(&self, program: Option<&Path>) -> (Option<i32>, String) {
+        let flag = program.map(|path| format!("--binary={}", path.display()));
+        let mut args = vec!["upgrade"];
+        args.extend(flag.as_deref());
+        let output = self.command(&args);
+        let (out, error) = texts(&output);
+        (output.status.code(), out + &error)
+    }
+
     /// The supervisor that serves, which after an upgrade is not the one that was started.
     pub fn pid(&self) -> u32 {
         let status = self.status().expect("the supervisor answers");

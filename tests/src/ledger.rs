@@ -192,7 +192,16 @@ impl Verdict {
     }
 
     /// What holds whatever the fault was.
-    pub fn assert_nothing_lost(&self) {
+    pub fn assert_books_hold(&self) {
+        self.assert_nothing_lost();
+        let surplus = few(&self.unexplained);
+        assert!(self.unexplained.is_empty(), "surplus {surplus:?}: {self}");
+        // Every agent is served again, so nobody holds anything any more.
+        assert_eq!(self.held, 0, "agents still hold lines: {self}");
+        assert_eq!(self.acknowledged, self.produced, "{self}");
+    }
+
+    fn assert_nothing_lost(&self) {
         assert!(self.acknowledged > 0, "nothing was acknowledged: {self}");
         assert!(self.lost.is_empty(), "lost {:?}: {self}", few(&self.lost));
         let vanished = few(&self.vanished);
@@ -202,22 +211,20 @@ impl Verdict {
         assert!(self.torn.is_empty(), "torn {:?}: {self}", few(&self.torn));
     }
 
-    /// For faults that leave control's memory of answered batches alone: no line stands in the journal more often than
-    /// its agent sent it. What a control had stored and not answered when it was killed may come to the next one again.
-    pub fn assert_no_surplus(&self) {
-        let surplus = few(&self.unexplained);
-        assert!(self.unexplained.is_empty(), "{surplus:?}: {self}");
-    }
-
-    /// For faults after which every agent is served again: nobody holds anything any more.
-    pub fn assert_all_delivered(&self) {
-        assert_eq!(self.held, 0, "agents still hold lines: {self}");
-        assert_eq!(self.acknowledged, self.produced, "{self}");
-    }
-
     /// For faults that leave somebody listening all the while.
     pub fn assert_none_refused(&self) {
+        assert_eq!(self.refused, 0, "{self}");
+    }
+
+    /// For faults that, besides, end no process with connections.
+    pub fn assert_none_cut(&self) {
         assert_eq!((self.refused, self.cut), (0, 0), "{self}");
+    }
+
+    /// For what no agent may notice.
+    pub fn assert_none_failed(&self) {
+        self.assert_none_cut();
+        assert!(self.failures.is_empty(), "{self}");
     }
 
     /// The row of the table of faults.

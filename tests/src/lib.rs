@@ -5,6 +5,8 @@
 //! started here.
 
 pub mod balancer;
+pub mod detour;
+pub mod failing_disk;
 pub mod fault_table;
 pub mod gateway;
 pub mod https;

@@ -134,7 +134,8 @@ pub fn fill(path: &Path) -> u64 {
     bytes
 }
 
-fn call(command: &mut Command) -> Option<()> {
+/// Runs it; `None` where that fails, for want of a right or a kernel's part; the reason is printed.
+pub(crate) fn call(command: &mut Command) -> Option<()> {
     let output = run(command);
     if !output.status.success() {
         eprintln!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -1,6 +1,8 @@
 //! Processes that a test starts, and the binaries that it starts them from.
 
-use std::path::PathBuf;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::Duration;
 
@@ -84,6 +86,25 @@ pub fn signal(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
 }
 
+/// The supervisor that an upgrade has left, which is no child of the test; ends with it.
+#[derive(Debug)]
+pub struct Successor(pub u32);
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        if !is_alive(self.0) {
+            return;
+        }
+        signal(self.0, Signal::SIGTERM);
+        let ended = wait::until_or(Duration::from_secs(40), || {
+            (!is_alive(self.0)).then_some(())
+        });
+        if ended.is_none() {
+            signal(self.0, Signal::SIGKILL);
+        }
+    }
+}
+
 /// Whether a process exists and is not a zombie.
 pub fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
@@ -91,6 +112,14 @@ pub fn is_alive(pid: u32) -> bool {
             .rsplit_once(") ")
             .is_some_and(|(_, rest)| rest.starts_with('Z'))
     })
+}
+
+/// A program that a shell runs, in a directory of the test.
+pub fn script(directory: &Path, text: &str) -> PathBuf {
+    let path = directory.join("script");
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    path
 }
 
 /// Runs a command to its end; panics when it is not to be had.

@@ -1,20 +1,21 @@
 //! A steady load of simulated agents that a test injects faults into, and the books of what became of their lines.
 //!
 //! ```no_run
-//! # use fleet_tests::{gateway::Gateway, steady_load::{Load, Plan}};
+//! # use fleet_tests::{gateway::Gateway, steady_load::under_load};
 //! let gateway = Gateway::start();
-//! let mut load = Load::start(&gateway, Plan::default());
-//! load.settle();
-//! let fault = load.fault("worker: SIGKILL");
-//! // inject it
-//! fault.healed();
-//! let verdict = load.finish(&gateway);
-//! verdict.assert_nothing_lost();
+//! let verdict = under_load(&gateway, |load| {
+//!     load.fault("worker: SIGKILL", |_| {
+//!         // inject it, and mend it again
+//!     });
+//! });
+//! verdict.assert_none_refused();
 //! ```
 //!
 //! Agents are osquery's but for their intervals, which are short, and for their log backoff, which is capped so that a
 //! test sees them come back.
 
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -47,6 +48,10 @@ pub struct Plan {
     pub backoff_max: Duration,
     /// An agent's patience, which osquery fixes at 16 s.
     pub deadline: Duration,
+    /// Certificates that agents trust, where it is not the gateway's own.
+    pub trust: Option<PathBuf>,
+    /// Where agents connect to instead of the gateway's address: something that leads there.
+    pub through: Option<IpAddr>,
 }
 
 impl Default for Plan {
@@ -65,6 +70,8 @@ impl Default for Plan {
             },
             backoff_max: Duration::from_secs(3),
             deadline: fleet_loadtest::client::DEADLINE,
+            trust: None,
+            through: None,
         }
     }
 }
@@ -123,21 +130,41 @@ pub struct Load {
     injected_at: Vec<Instant>,
 }
 
-/// A fault that is being injected.
-#[must_use]
+/// What may be asked while a fault is in force.
 pub struct Fault<'a> {
     load: &'a Load,
+    at: Instant,
+}
+
+/// Runs `faults` beside a load that has settled. Then the books must hold, whatever the faults were: nothing that was
+/// acknowledged is lost, nothing is stored more often than it was sent, and every agent is served again.
+pub fn under_load(gateway: &Gateway, faults: impl FnOnce(&mut Load)) -> Verdict {
+    let mut load = Load::settled(gateway, Plan::default());
+    faults(&mut load);
+    load.finish(gateway)
 }
 
 impl Load {
-    /// Starts agents that enroll and go on until the end. They go where the gateway is now: a test that starts the
-    /// supervisor again needs a gateway on a fixed port. In a namespace if the caller is in one.
-    pub fn start(gateway: &Gateway, plan: Plan) -> Self {
+    /// Starts agents that enroll and go on until the end, and waits until all of them are at work. They go where the
+    /// gateway is now: a test that starts the supervisor again needs a gateway on a fixed port. In a namespace if the
+    /// caller is in one.
+    pub fn settled(gateway: &Gateway, plan: Plan) -> Self {
+        let mut load = Self::start(gateway, plan);
+        load.settle();
+        load
+    }
+
+    fn start(gateway: &Gateway, plan: Plan) -> Self {
         let seed = fastrand::u64(..);
         println!("seed of the load's hosts: {seed}");
-        let trust = tls::Trust::CaFile(gateway.state("tls/cert.pem"));
+        let own = || gateway.state("tls/cert.pem");
+        let trust = tls::Trust::CaFile(plan.trust.clone().unwrap_or_else(own));
         let config = tls::client_config(&trust, tls::Versions::Both).unwrap();
-        let target = Arc::new(Target::parse(&format!("https://{}", gateway.address)).unwrap());
+        let mut target = Target::parse(&format!("https://{}", gateway.address)).unwrap();
+        if let Some(through) = plan.through {
+            target.address.set_ip(through);
+        }
+        let target = Arc::new(target);
         let sources = Sources::default_for(std::slice::from_ref(&target), plan.hosts);
         let mut dialer = Dialer::new(config, sources);
         dialer.deadline = plan.deadline;
@@ -189,7 +216,7 @@ impl Load {
     }
 
     /// Waits until every host is enrolled and has lines acknowledged, and all is well for a while.
-    pub fn settle(&mut self) {
+    fn settle(&mut self) {
         wait::until_within(WELL_DEADLINE, "every host logs", || {
             let is_at_work = |member: &Member| member.logged.lock().unwrap().acknowledged > 0;
             self.members.iter().all(is_at_work).then_some(())
@@ -198,22 +225,20 @@ impl Load {
         self.wait_until_well(self.settled_at, Duration::MAX);
     }
 
-    /// The fault is about to be injected. Called again for the same fault, when it comes more than once.
-    pub fn fault(&mut self, name: &str) -> Fault<'_> {
+    /// Notes that a fault begins, runs `harm`, which injects it and mends it again, and waits until agents are served as
+    /// before. A fault may come more than once: the table has one row for the load.
+    pub fn fault<T>(&mut self, name: &str, harm: impl FnOnce(&Fault<'_>) -> T) -> T {
         name.clone_into(&mut self.fault);
-        self.injected_at.push(Instant::now());
-        Fault { load: self }
-    }
-
-    /// Lines that agents saw acknowledged so far.
-    pub fn acknowledged(&self) -> usize {
-        let counts = self.members.iter();
-        let counts = counts.map(|member| member.logged.lock().unwrap().acknowledged);
-        counts.sum()
+        let at = Instant::now();
+        self.injected_at.push(at);
+        let result = harm(&Fault { load: self, at });
+        let slow = ledger::slow_limit(&self.seen.lock().unwrap(), self.settled_at, at);
+        self.wait_until_well(Instant::now(), slow.max(ledger::SLOW_MAX));
+        result
     }
 
     /// Exchanges since `since` that failed, by kind and text.
-    pub fn failures_since(&self, since: Instant) -> Vec<(Route, String)> {
+    fn failures_since(&self, since: Instant) -> Vec<(Route, String)> {
         let seen = self.seen.lock().unwrap();
         let failed = seen.iter().filter(|seen| seen.ended_at >= since);
         failed
@@ -224,17 +249,8 @@ impl Load {
             .collect()
     }
 
-    /// Exchanges of a kind since `since` that succeeded.
-    pub fn successes_since(&self, since: Instant, route: Route) -> usize {
-        let seen = self.seen.lock().unwrap();
-        let good = seen.iter().filter(|seen| {
-            seen.route == route && seen.started_at >= since && seen.failure.is_none()
-        });
-        good.count()
-    }
-
-    /// Ends the load: agents write no more lines, and are given time to deliver what they hold. Then the books are
-    /// compared with the journal, and the row is printed.
+    /// Ends the load: agents write no more lines, and are given time to deliver what they hold. Then the row is printed,
+    /// and the books must hold.
     pub fn finish(mut self, gateway: &Gateway) -> Verdict {
         self.stage.is_last_call.store(true, Ordering::Relaxed);
         wait::until_or(WELL_DEADLINE, || {
@@ -261,6 +277,7 @@ impl Load {
         let verdict = books.judge(gateway);
         println!("{verdict}");
         verdict.row().publish();
+        verdict.assert_books_hold();
         verdict
     }
 
@@ -303,24 +320,31 @@ impl Drop for Load {
 }
 
 impl Fault<'_> {
-    /// Nothing is done any more that does harm: waits until agents are served as before.
-    pub fn healed(self) {
-        let load = self.load;
-        let begin = load.injected_at.last().copied().unwrap();
-        let slow = {
-            let seen = load.seen.lock().unwrap();
-            ledger::slow_limit(&seen, load.settled_at, begin)
+    /// Exchanges since its beginning that failed, by kind and text.
+    pub fn failures(&self) -> Vec<(Route, String)> {
+        self.load.failures_since(self.at)
+    }
+
+    /// Exchanges of a kind that began after it and succeeded.
+    pub fn successes(&self, route: Route) -> usize {
+        let seen = self.load.seen.lock().unwrap();
+        let good = seen.iter().filter(|seen| {
+            seen.route == route && seen.started_at >= self.at && seen.failure.is_none()
+        });
+        good.count()
+    }
+
+    /// Waits until agents have been served some more.
+    pub fn wait_for_successes(&self) {
+        let now = Instant::now();
+        let served = || {
+            let seen = self.load.seen.lock().unwrap();
+            let later = seen.iter().filter(|seen| seen.started_at >= now);
+            later.filter(|seen| seen.failure.is_none()).count()
         };
-        load.wait_until_well(Instant::now(), slow.max(ledger::SLOW_MAX));
-    }
-
-    /// When it was injected.
-    pub fn at(&self) -> Instant {
-        *self.load.injected_at.last().unwrap()
-    }
-
-    pub fn load(&self) -> &Load {
-        self.load
+        wait::until("agents are served", || {
+            (served() >= self.load.members.len()).then_some(())
+        });
     }
 }
 
