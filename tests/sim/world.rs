@@ -24,9 +24,12 @@ const CONTROL: usize = WORKERS;
 /// Faults come until then, milliseconds.
 const CHAOS_MS: u64 = 4_000;
 /// Load without faults, after everything is well.
-const CALM_MS: u64 = 4_000;
-/// What is left of the faults may last so long into the calm.
-const AFTERMATH_MS: u64 = 3_000;
+const CALM_MS: u64 = 6_000;
+/// The longest that a batch of the chaos takes.
+const BATCH_MS_MAX: u64 = 5_000;
+/// What is left of the faults may last so long into the calm: whoever asks for the key that such a batch looks up waits
+/// with it.
+const AFTERMATH_MS: u64 = BATCH_MS_MAX + 100;
 /// In the calm, an answer comes within this time.
 const PROMPT_MS: u64 = 1_500;
 /// Everything is well again by then: the longest backoff is part of it.

@@ -6,7 +6,7 @@ use fleet_protocol::ids::{BatchId, BootNonce};
 use fleet_protocol::limits::BatchLimits;
 use fleet_protocol::link::{Batch, BatchKind, BatchReply};
 
-use super::{Event, Link, Message, World};
+use super::{BATCH_MS_MAX, Event, Link, Message, World};
 use crate::control::Taken;
 
 impl World {
@@ -136,7 +136,7 @@ impl World {
         match control.take(boot, batch, number, now) {
             Taken::Runs => {
                 let worst = if self.is_chaos() && self.chance(3) {
-                    5000
+                    BATCH_MS_MAX
                 } else {
                     40
                 };
