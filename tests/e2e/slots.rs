@@ -1,10 +1,12 @@
 //! Slots: who is steered to them, what becomes of their queues, how they come back, how their number changes.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use fleet_tests::gateway::{Gateway, Options, texts};
+use fleet_tests::https::read_to_close;
 use fleet_tests::namespace;
 use fleet_tests::process::{is_alive, run, signal};
 use fleet_tests::wait;
@@ -272,6 +274,41 @@ fn a_drained_slot_finishes_and_is_followed() {
     assert_eq!(slots(&gateway)[1]["last_end"], "drained, exit code 0");
     let output = gateway.command(&["drain", "--slot", "7"]);
     assert!(texts(&output).1.contains("slots are 0 to 1"), "{output:?}");
+}
+
+/// Half a request is no reason to go: it is answered by the worker that had its beginning.
+#[test]
+fn a_draining_worker_stays_for_what_has_begun() {
+    let gateway = busy().start();
+    let key = gateway.https.enroll(&gateway.secret(), "web-1");
+    let body = json!({"node_key": key}).to_string();
+    let (begin, end) = body.split_at(body.len() / 2);
+    let length = body.len();
+    let head = format!(
+        "POST /api/osquery/config HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{begin}"
+    );
+    // That none of them is the other worker's happens once in a million times.
+    let mut streams: Vec<_> = (0..20)
+        .map(|_| {
+            let mut stream = gateway.https.connect().unwrap();
+            stream.write_all(head.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    let pid = gateway.worker_pid(1);
+    let (out, error) = texts(&gateway.command(&["drain", "--slot", "1"]));
+    assert!(out.contains("Worker 1 finishes"), "{out}{error}");
+    wait::until("it drains", || {
+        gateway.log().contains("draining open=").then_some(())
+    });
+    let gone = wait::until_or(Duration::from_secs(2), || (!is_alive(pid)).then_some(()));
+    assert!(gone.is_none(), "it went with requests half read");
+    for stream in &mut streams {
+        stream.write_all(end.as_bytes()).unwrap();
+        let answer = read_to_close(stream).unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    gateway.wait_for_successor("/gateway/slots/1", pid);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fleet_protocol::agent::Route;
 use fleet_tests::failing_disk::FailingDisk;
@@ -104,10 +104,13 @@ fn failing_writes(name: &str, path: &str) {
         let verdict = under_load(&gateway, |load| {
             load.fault(name, |fault| {
                 disk.break_writes();
+                let broken_at = Instant::now();
                 wait_until_logs_are_told(fault);
                 wait_for_health(&gateway, 500);
                 std::thread::sleep(SPELL);
+                let stored = fault.successes_since(broken_at, Route::Log);
                 disk.mend_writes();
+                assert_eq!(stored, 0, "acknowledged, and not on the disk");
             });
         });
         verdict.assert_none_cut();

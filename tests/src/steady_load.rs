@@ -327,9 +327,14 @@ impl Fault<'_> {
 
     /// Exchanges of a kind that began after it and succeeded.
     pub fn successes(&self, route: Route) -> usize {
+        self.successes_since(self.at, route)
+    }
+
+    /// The same, of those that began later.
+    pub fn successes_since(&self, since: Instant, route: Route) -> usize {
         let seen = self.load.seen.lock().unwrap();
         let good = seen.iter().filter(|seen| {
-            seen.route == route && seen.started_at >= self.at && seen.failure.is_none()
+            seen.route == route && seen.started_at >= since && seen.failure.is_none()
         });
         good.count()
     }
