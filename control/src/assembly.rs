@@ -334,6 +334,13 @@ impl Assembly {
         }
     }
 
+    /// Returns when no worker is linked.
+    pub(crate) async fn workers_gone(&self) {
+        while self.server.counters.open.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Finishes what is under way, then writes what must not be lost. The caller bounds the time.
     pub(crate) async fn finish(mut self) {
         self.drain.send_replace(true);

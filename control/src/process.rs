@@ -225,7 +225,7 @@ async fn serve(
     sandbox: Sandbox,
     reporter: &Arc<Reporter>,
     gateways: watch::Receiver<Gateway>,
-    mut drains: watch::Receiver<Option<Duration>>,
+    mut drains: watch::Receiver<Option<Drain>>,
 ) -> End {
     let boot = BootNonce(fastrand::u64(1..));
     let (stats, latest) = watch::channel(starting_stats());
@@ -251,7 +251,13 @@ async fn serve(
         name = assembly.watch(&stats) => Some(name),
         _ = drains.wait_for(Option::is_some) => None,
     };
-    let time = drains.borrow().unwrap_or(DRAIN_DEADLINE);
+    let drain = *drains.borrow();
+    let time = drain.map_or(DRAIN_DEADLINE, |drain| drain.time);
+    if drain.is_some_and(|drain| drain.is_orphaned) {
+        // They drain as well; without control what they still have to tell would keep them until their deadline, and the
+        // next supervisor with them.
+        let _ = timeout(WORKERS_FIRST, assembly.workers_gone()).await;
+    }
     if let Some(name) = broken {
         tracing::error!(
             task = name,
@@ -265,6 +271,10 @@ async fn serve(
         None => End::Drained,
     }
 }
+
+/// Orphaned workers are waited for so long; more would keep those of another supervisor, when an upgrade was under way, with
+/// this control.
+const WORKERS_FIRST: Duration = Duration::from_secs(3);
 
 async fn finish(assembly: Assembly, time: Duration) {
     tracing::info!(seconds = time.as_secs_f32(), "draining");
@@ -285,6 +295,14 @@ fn starting_stats() -> ControlStats {
         rss_bytes: fleet_child::memory::resident_bytes(),
         ..ControlStats::default()
     }
+}
+
+/// How control is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Drain {
+    time: Duration,
+    /// Nobody said so: the supervisor is gone.
+    is_orphaned: bool,
 }
 
 /// What the supervisor says.
@@ -312,11 +330,7 @@ impl Orders {
         }
     }
 
-    async fn obey(
-        mut self,
-        gateway: watch::Sender<Gateway>,
-        drain: watch::Sender<Option<Duration>>,
-    ) {
+    async fn obey(mut self, gateway: watch::Sender<Gateway>, drain: watch::Sender<Option<Drain>>) {
         loop {
             match self.next().await {
                 Some(ToChild::Gateway(latest)) => {
@@ -324,7 +338,10 @@ impl Orders {
                 }
                 Some(ToChild::Drain { deadline_ms }) => {
                     let time = Duration::from_millis(u64::from(deadline_ms));
-                    drain.send_replace(Some(time));
+                    drain.send_replace(Some(Drain {
+                        time,
+                        is_orphaned: false,
+                    }));
                 }
                 Some(ToChild::Reload(reload)) => fleet_child::log::set(&reload.config.logging),
                 Some(
@@ -337,9 +354,12 @@ impl Orders {
                     | ToChild::Withdraw(_),
                 ) => tracing::warn!("a message that is not for control is ignored"),
                 None => {
-                    drain.send_if_modified(|time| {
-                        let is_news = time.is_none();
-                        time.get_or_insert(DRAIN_DEADLINE);
+                    drain.send_if_modified(|drain| {
+                        let is_news = drain.is_none();
+                        drain.get_or_insert(Drain {
+                            time: DRAIN_DEADLINE,
+                            is_orphaned: true,
+                        });
                         is_news
                     });
                     // The receivers must not take the sender's end for news.

@@ -18,6 +18,11 @@ use fleet_protocol::sandbox::Confine;
 use super::*;
 
 const WAIT: Duration = Duration::from_secs(60);
+/// What a supervisor says.
+const TOLD: Drain = Drain {
+    time: Duration::from_secs(10),
+    is_orphaned: false,
+};
 
 #[test]
 fn memory_is_read() {
@@ -49,7 +54,11 @@ async fn the_end_of_the_channel_is_an_order_to_drain() {
     assert_eq!(*drains.borrow(), None);
     drop(to_child);
     let time = *drains.wait_for(Option::is_some).await.unwrap();
-    assert_eq!(time, Some(DRAIN_DEADLINE));
+    let orphaned = Drain {
+        time: DRAIN_DEADLINE,
+        is_orphaned: true,
+    };
+    assert_eq!(time, Some(orphaned));
 }
 
 #[tokio::test]
@@ -71,7 +80,11 @@ async fn an_order_to_drain_keeps_its_time() {
     drains.wait_for(Option::is_some).await.unwrap();
     drop(reporter);
     tokio::task::yield_now().await;
-    assert_eq!(*drains.borrow(), Some(Duration::from_millis(1500)));
+    let told = Drain {
+        time: Duration::from_millis(1500),
+        is_orphaned: false,
+    };
+    assert_eq!(*drains.borrow(), Some(told));
 }
 
 struct Wire {
@@ -140,7 +153,7 @@ impl Wire {
 struct Harness {
     state: TempDir,
     supervisor: Wire,
-    drain: watch::Sender<Option<Duration>>,
+    drain: watch::Sender<Option<Drain>>,
     end: tokio::task::JoinHandle<End>,
 }
 
@@ -273,7 +286,7 @@ async fn a_worker_is_served_from_start_to_drain() {
         metrics.contains("fleet_control_enrolled_hosts 1\n"),
         "{metrics}"
     );
-    harness.drain.send_replace(Some(Duration::from_secs(10)));
+    harness.drain.send_replace(Some(TOLD));
     loop {
         match link.receive::<FromControl>().await {
             Some(FromControl::GoAway) => break,
@@ -304,6 +317,6 @@ async fn an_absent_database_is_waited_for_with_health_500() {
         }
     }
     assert!(harness.get("/healthz").await.starts_with("HTTP/1.1 500 "));
-    harness.drain.send_replace(Some(Duration::from_secs(10)));
+    harness.drain.send_replace(Some(TOLD));
     assert_eq!(harness.end.await.unwrap(), End::Drained);
 }
