@@ -26,6 +26,8 @@ impl Supervisor {
     pub(super) fn announce(&mut self) {
         if !self.is_announced && self.upgrade.is_none() {
             self.is_announced = true;
+            // Whoever waited for the start reads the line at once.
+            self.tell_status();
             self.notify.ready();
         }
     }
