@@ -120,7 +120,7 @@ pub(crate) struct PlatformLabels {
 }
 
 /// A label with a query.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 struct DynamicLabel {
     id: LabelId,
     platforms: String,
@@ -175,15 +175,8 @@ impl LabelPlan {
             return self;
         };
         for label in &mut self.labels {
-            let old = previous
-                .labels
-                .binary_search_by_key(&label.id, |old| old.id)
-                .ok()
-                .and_then(|at| previous.labels.get(at));
-            label.changed_at = match old {
-                Some(old) if old.is_same(label) => old.changed_at,
-                _ => read_at,
-            };
+            let old = previous.labels.iter().find(|old| old.is_same(label));
+            label.changed_at = old.map_or(read_at, |old| old.changed_at);
         }
         self
     }
@@ -214,7 +207,8 @@ impl LabelPlan {
 
 impl DynamicLabel {
     fn is_same(&self, other: &Self) -> bool {
-        self.updated_at == other.updated_at
+        self.id == other.id
+            && self.updated_at == other.updated_at
             && self.platforms == other.platforms
             && self.sql == other.sql
     }

@@ -2,7 +2,7 @@
 //!
 //! Shared by the accepting task and the connections that came from there, which may outlive the listener.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ pub(crate) struct Listening {
     open: Cell<u32>,
     accepted: Cell<u64>,
     refused: Cell<u64>,
-    queue: Cell<Queue>,
+    queue: RefCell<Queue>,
     is_withdrawn: Cell<bool>,
     /// Agents that connected while nobody accepted have given up by then; `None` when there are none.
     calm_from: Cell<Option<Instant>>,
@@ -38,7 +38,7 @@ impl Listening {
             open: Cell::new(0),
             accepted: Cell::new(0),
             refused: Cell::new(0),
-            queue: Cell::new(Queue::default()),
+            queue: RefCell::default(),
             is_withdrawn: Cell::new(false),
             calm_from: Cell::new(None),
             changed: Notify::new(),
@@ -61,17 +61,13 @@ impl Listening {
 
     /// Nobody waits to be accepted.
     pub(crate) fn emptied(&self) {
-        let mut queue = self.queue.get();
-        queue.emptied();
-        self.queue.set(queue);
+        self.queue.borrow_mut().emptied();
     }
 
     /// The longest wait with which somebody is served now; the next one has waited for `age`.
     pub(crate) fn longest_wait(&self, age: Duration, allowed: &Allowed) -> Duration {
-        let mut queue = self.queue.get();
-        let longest = queue.longest_wait(age, allowed, Instant::now());
-        self.queue.set(queue);
-        longest
+        let mut queue = self.queue.borrow_mut();
+        queue.longest_wait(age, allowed, Instant::now())
     }
 
     /// Some have waited to be accepted, and nobody knows for how long. A full queue also kept others out, who try again.

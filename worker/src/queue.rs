@@ -15,7 +15,7 @@ use fleet_protocol::limits::Allowed;
 const CALM: Duration = Duration::from_secs(2);
 
 /// What is known of a listener's queue.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Queue {
     /// Since when all who came from it had waited.
     stands_since: Option<Instant>,

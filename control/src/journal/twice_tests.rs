@@ -85,9 +85,8 @@ async fn equal_batches_at_once_share_one_fate() {
     journal.finish().await;
 }
 
-#[tokio::test]
-async fn a_restart_knows_what_was_stored_before_also_in_the_last_segment() {
-    let state = TempDir::new().unwrap();
+/// Four lines, too large for one segment; and with which options they were stored.
+async fn store_two_segments(state: &Path) -> (Filesystem, Vec<String>) {
     let options = Filesystem {
         max_size: 1,
         ..Filesystem::default()
@@ -95,11 +94,18 @@ async fn a_restart_knows_what_was_stored_before_also_in_the_last_segment() {
     let lines: Vec<String> = (0..4)
         .map(|n| format!("{{\"n\":{n},\"x\":\"{}\"}}\n", "y".repeat(400_000)))
         .collect();
-    let journal = open(state.path(), &options);
+    let journal = open(state, &options);
     for line in &lines {
         append(&journal, line).await.unwrap();
     }
     journal.finish().await;
+    (options, lines)
+}
+
+#[tokio::test]
+async fn a_restart_knows_what_was_stored_before_also_in_the_last_segment() {
+    let state = TempDir::new().unwrap();
+    let (options, lines) = store_two_segments(state.path()).await;
     assert_eq!(names(&directory(state.path())).len(), 2, "one is closed");
     let journal = open(state.path(), &options);
     for line in &lines {
@@ -205,18 +211,7 @@ async fn a_suspect_file_is_closed_and_the_lines_go_to_a_new_one() {
 async fn lines_that_only_the_last_index_knows_are_stored_when_they_come_again() {
     for packing in [LogCompression::None, LogCompression::Zstd] {
         let state = TempDir::new().unwrap();
-        let options = Filesystem {
-            max_size: 1,
-            ..Filesystem::default()
-        };
-        let lines: Vec<String> = (0..4)
-            .map(|n| format!("{{\"n\":{n},\"x\":\"{}\"}}\n", "y".repeat(400_000)))
-            .collect();
-        let journal = open(state.path(), &options);
-        for line in &lines {
-            append(&journal, line).await.unwrap();
-        }
-        journal.finish().await;
+        let (options, lines) = store_two_segments(state.path()).await;
         // The third is not in the first segment after all.
         let files = names(&directory(state.path()));
         let name = files.iter().find(|name| name.contains("-000001")).unwrap();

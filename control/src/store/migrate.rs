@@ -61,7 +61,7 @@ impl Store {
         let missing = missing(&mut session).await?;
         let needed = missing
             .iter()
-            .filter(|(_, text)| statements(text).next().is_some());
+            .filter(|(_, text)| !statements(text).is_empty());
         Ok(needed.count())
     }
 
@@ -151,14 +151,15 @@ async fn run_missing(session: &mut Session<'_>, tell: Tell<'_>) -> StdResult<usi
     for (version, text) in &missing {
         let started = Instant::now();
         let text = session.dialect().migration(text);
-        for statement in statements(&text) {
-            change(session, *version, &statement, tell).await?;
+        let statements = statements(&text);
+        for statement in &statements {
+            change(session, *version, statement, tell).await?;
         }
         let sql = "INSERT INTO migrations (version, applied_at) VALUES (?, ?)";
         let args = [(*version).into(), now().into()];
         session.execute("migrate", sql, &args).await?;
         let took = started.elapsed();
-        if statements(&text).next().is_some() {
+        if !statements.is_empty() {
             tell(Progress::Changed {
                 migration: *version,
                 took,
@@ -231,17 +232,15 @@ fn is_done_already(number: u16) -> bool {
     matches!(number, 1050 | 1060 | 1061 | 1091)
 }
 
-pub(super) fn statements(text: &str) -> impl Iterator<Item = String> + use<> {
+pub(super) fn statements(text: &str) -> Vec<String> {
     let lines = text
         .lines()
         .filter(|line| !line.trim_start().starts_with("--"));
     let text = lines.collect::<Vec<_>>().join("\n");
-    let statements: Vec<String> = text
-        .split(";\n")
+    text.split(";\n")
         .map(|statement| statement.trim().trim_end_matches(';').to_owned())
         .filter(|statement| !statement.is_empty())
-        .collect();
-    statements.into_iter()
+        .collect()
 }
 
 #[cfg(test)]
@@ -252,7 +251,9 @@ mod tests {
     fn all_statements() -> Vec<(i64, String)> {
         let all = MIGRATIONS.into_iter().flat_map(|(version, text)| {
             let text = Dialect::Sqlite.migration(text);
-            statements(&text).map(move |statement| (version, statement))
+            statements(&text)
+                .into_iter()
+                .map(move |statement| (version, statement))
         });
         all.collect()
     }
@@ -263,7 +264,11 @@ mod tests {
             assert_eq!(version, i64::try_from(index).unwrap() + 1);
             for dialect in [Dialect::Sqlite, Dialect::Mysql] {
                 let text = dialect.migration(text);
-                assert!(statements(&text).all(|statement| !statement.contains('$')));
+                assert!(
+                    statements(&text)
+                        .iter()
+                        .all(|statement| !statement.contains('$'))
+                );
             }
         }
         assert!(all_statements().len() > 20);

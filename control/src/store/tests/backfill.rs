@@ -37,7 +37,7 @@ fn address(row: u32) -> String {
 /// Makes the tables of hosts what a build of the first migration alone has left, with hosts.
 async fn go_back(store: &Store) {
     let (_, first) = MIGRATIONS[0];
-    let mut first: Vec<String> = statements(&store.dialect.migration(first)).collect();
+    let mut first = statements(&store.dialect.migration(first));
     first.retain(|statement| {
         let is_of = |table: &str| statement.contains(&format!(" {table} "));
         statement.starts_with("CREATE ") && (is_of("hosts") || is_of("host_details"))
