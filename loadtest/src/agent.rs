@@ -5,7 +5,7 @@
 //! The retry loops around these actions are in [`crate::rounds`].
 
 use std::hash::{DefaultHasher, Hasher as _};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -192,6 +192,8 @@ pub struct Agent {
     key: Mutex<String>,
     /// Hash of the last config that was good; 0 before.
     config_hash: AtomicU64,
+    /// `distributed_interval` of that config in seconds; 0 when it had none.
+    configured_read_s: AtomicU32,
     enrolling: tokio::sync::Mutex<()>,
     pub(crate) main: tokio::sync::Mutex<Client>,
     pub(crate) config: tokio::sync::Mutex<Client>,
@@ -215,6 +217,7 @@ impl Agent {
             host,
             key: Mutex::default(),
             config_hash: AtomicU64::new(0),
+            configured_read_s: AtomicU32::new(0),
             enrolling: tokio::sync::Mutex::default(),
             main: tokio::sync::Mutex::default(),
             config: tokio::sync::Mutex::default(),
@@ -427,10 +430,20 @@ impl Agent {
             return Ok(verdict::Object::new());
         }
         let verdict = verdict::judge(body);
-        if verdict.is_ok() {
+        if let Ok(config) = &verdict {
             self.config_hash.store(hash, Ordering::Relaxed);
+            let seconds = schedule::configured_read_s(config).unwrap_or(0);
+            self.configured_read_s.store(seconds, Ordering::Relaxed);
         }
         verdict
+    }
+
+    /// Sleep between two reads: an option in the config wins over the flag, from the next sleep on.
+    pub(crate) fn read_interval(&self) -> Duration {
+        match self.configured_read_s.load(Ordering::Relaxed) {
+            0 => self.settings.intervals.read,
+            seconds => Duration::from_secs(seconds.into()),
+        }
     }
 
     /// The key, and when the request that needs it is due. Without a key an enrolment series comes first, and the

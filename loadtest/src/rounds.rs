@@ -120,7 +120,7 @@ impl Agent {
         let is_accelerated = distributed
             .accelerated_until
             .is_some_and(|until| Instant::now() < until);
-        let interval = self.settings.intervals.read;
+        let interval = self.read_interval();
         ReadRound {
             is_success,
             waited,

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
+use crate::verdict::Object;
+
 /// Sleep after the `failures`-th failed attempt in a row (counts from 1) of config, read, write and carve.
 pub fn retry_sleep(failures: u32) -> Duration {
     Duration::from_secs(square(failures))
@@ -68,6 +72,17 @@ pub struct Intervals {
     pub read_attempts_max: u32,
 }
 
+/// `options.distributed_interval` of a config in seconds: a number, or a text of digits; 0 is no interval.
+pub fn configured_read_s(config: &Object) -> Option<u32> {
+    let value = config.get("options")?.get("distributed_interval")?;
+    let seconds = match value {
+        Value::Number(number) => number.as_u64()?,
+        Value::String(text) => text.parse().ok()?,
+        _ => return None,
+    };
+    u32::try_from(seconds).ok().filter(|seconds| *seconds > 0)
+}
+
 /// A poll every this often while the server asks for acceleration.
 pub const ACCELERATED_READ: Duration = Duration::from_secs(5);
 
@@ -106,6 +121,25 @@ mod tests {
 
     fn seconds(durations: impl IntoIterator<Item = Duration>) -> Vec<u64> {
         durations.into_iter().map(|d| d.as_secs()).collect()
+    }
+
+    #[test]
+    fn a_config_may_set_the_interval_of_reads() {
+        let of = |options: &str| {
+            let config = serde_json::from_str(&format!("{{\"options\":{options}}}")).unwrap();
+            configured_read_s(&config)
+        };
+        assert_eq!(of(r#"{"distributed_interval": 2}"#), Some(2));
+        assert_eq!(of(r#"{"distributed_interval": "7"}"#), Some(7));
+        for none in ["0", "-1", "\"\"", "\"x\"", "true", "5000000000"] {
+            assert_eq!(
+                of(&format!("{{\"distributed_interval\": {none}}}")),
+                None,
+                "{none}"
+            );
+        }
+        assert_eq!(of("{}"), None);
+        assert_eq!(of("3"), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use fleet_loadtest::listener::Reply;
 use fleet_loadtest::tables::Rows;
 use fleet_loadtest::verdict::Failure;
 use fleet_protocol::agent::LogType;
+use tokio::time::Instant;
 
 use crate::{Bench, in_turn};
 
@@ -74,6 +75,25 @@ async fn a_config_is_looked_into_when_it_differs() {
         assert_eq!(busy.failure(), Some(&Failure::Error("busy".into())));
     }
     assert_eq!(agent.config().await.verdict.unwrap()["options"]["a"], 2);
+}
+
+#[tokio::test]
+async fn a_config_sets_the_pause_between_reads() {
+    let bench = Bench::start(in_turn(vec![
+        Reply::ok(r#"{"options":{"distributed_interval":3}}"#),
+        Reply::ok("{}"),
+        Reply::ok(r#"{"error":"busy"}"#),
+        Reply::ok("{}"),
+        Reply::ok(r#"{"options":{}}"#),
+        Reply::ok("{}"),
+    ]))
+    .await;
+    let agent = bench.enrolled();
+    for seconds in [3, 3, 10] {
+        agent.config().await;
+        let round = agent.read_round(Instant::now()).await;
+        assert_eq!(round.wait, Duration::from_secs(seconds));
+    }
 }
 
 #[tokio::test]
