@@ -50,7 +50,7 @@ use std::process::ExitCode;
 
 use fleet_protocol::config::Config;
 pub use journal::{DamagedRange, JournalReport, SegmentReport};
-pub use store::{Filling, Grouped, Progress};
+pub use store::{Filling, Progress};
 
 /// Runs the control process: takes its orders from descriptor 3, returns when it is drained. `threads` stops the threads
 /// of the process's allocator, told false, and lets them run, told true: a process that gives something up has no threads

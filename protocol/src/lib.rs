@@ -13,6 +13,7 @@ pub mod agent;
 pub mod config;
 pub mod feed;
 pub mod frame;
+pub mod grouped;
 pub mod hello;
 pub mod hold;
 pub mod ids;

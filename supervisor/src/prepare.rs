@@ -5,8 +5,9 @@ use std::io::{BufRead as _, IsTerminal as _, Write, stdin, stdout};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use fleet_control::{Grouped, Prepared, Progress};
+use fleet_control::{Prepared, Progress};
 use fleet_protocol::config::Config;
+use fleet_protocol::grouped::Grouped;
 
 use crate::arguments::PrepareCommand;
 use crate::exit::Failure;

@@ -47,7 +47,7 @@ use tokio::time::Instant;
 
 pub(crate) use error::{Error, Result};
 pub(crate) use migrate::{Tell, quiet};
-pub use progress::{Filling, Grouped, Progress};
+pub use progress::{Filling, Progress};
 pub(crate) use replicas::Standing;
 pub(crate) use statistics::StoreStatistics;
 

@@ -5,6 +5,8 @@
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
+use fleet_protocol::grouped::Grouped;
+
 /// How far preparing a database is. Its text is one line, without an end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -141,23 +143,6 @@ impl Display for Filling {
     }
 }
 
-/// A number with a comma before each three digits.
-pub struct Grouped(pub u64);
-
-impl Display for Grouped {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let digits = self.0.to_string();
-        let mut text = String::with_capacity(digits.len() * 4 / 3);
-        for (index, digit) in digits.chars().enumerate() {
-            if index > 0 && (digits.len() - index).is_multiple_of(3) {
-                text.push(',');
-            }
-            text.push(digit);
-        }
-        f.pad(&text)
-    }
-}
-
 /// A span of time in the one or two units that matter.
 struct Span(Duration);
 
@@ -212,11 +197,5 @@ mod tests {
             "migration 3: ALTER TABLE hosts … waits for a transaction that uses the table, 2 h 5 min so far; \
              again in 30 s"
         );
-    }
-
-    #[test]
-    fn digits_are_grouped() {
-        let texts = [0, 12, 999, 1_000, 1_234_567].map(|number| Grouped(number).to_string());
-        assert_eq!(texts, ["0", "12", "999", "1,000", "1,234,567"]);
     }
 }

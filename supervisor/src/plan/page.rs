@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use fleet_protocol::grouped::Grouped;
 use fleet_protocol::measured::Measured;
 use fleet_sysctl::capacity::{Certificate, Fact, Figure, Line, Plan, Source, Unit};
 
@@ -198,23 +199,12 @@ fn significant(value: f64) -> String {
 
 /// A whole number for people.
 pub(super) fn count(number: u64) -> String {
-    grouped(&number.to_string())
+    Grouped(number).to_string()
 }
 
 fn whole(value: f64) -> String {
-    grouped(&format!("{value:.0}"))
-}
-
-/// `1234567` as `1,234,567`.
-fn grouped(digits: &str) -> String {
-    let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
+    let digits = format!("{value:.0}");
+    digits.parse().map_or(digits, count)
 }
 
 #[cfg(test)]
@@ -223,8 +213,7 @@ mod tests {
 
     #[test]
     fn numbers_are_readable() {
-        assert_eq!(grouped("1"), "1");
-        assert_eq!(grouped("1234567"), "1,234,567");
+        assert_eq!(whole(1_234_567.0), "1,234,567");
         assert_eq!(scaled(999.6, "B"), "1.00 kB");
         assert_eq!(scaled(1_234_567.0, "B/s"), "1.23 MB/s");
         assert_eq!(scaled(42e12, "B"), "42 TB");
