@@ -26,3 +26,4 @@ pub(crate) mod host;
 pub(crate) mod label;
 pub(crate) mod pack;
 pub(crate) mod query;
+pub(crate) mod user;

@@ -8,9 +8,11 @@ use axum::extract::{Query, State};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::actor::Actor;
 use super::fault::Fault;
 use super::payload::{ApplyParameters, Payload};
 use super::plan::{self, Change, Current, Kind, Plan};
+use super::roles::Least;
 use super::spec::{self, Documents, Specs};
 use super::{Deps, Office};
 use crate::agents::Agents;
@@ -35,10 +37,13 @@ type Reply = Result<Json<Outcome>, Fault>;
 type Ask = (State<Arc<Office>>, Query<ApplyParameters>, Payload);
 
 /// `POST /spec`: documents of every kind together.
-pub(super) async fn all((State(office), Query(parameters), body): Ask) -> Reply {
+pub(super) async fn all(actor: Actor, (State(office), Query(parameters), body): Ask) -> Reply {
     let documents: Documents = serde_json::from_value(body.0).map_err(|error| {
         Fault::unreadable(format!("the body is not a set of documents: {error}"))
     })?;
+    if documents.config.is_some() {
+        actor.must_be(Least::Admin)?;
+    }
     apply(&office, documents, &parameters).await
 }
 

@@ -8,6 +8,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::model::user::Role;
 use crate::store;
 
 /// Reasons that one answer lists; a file with thousands of mistakes is still readable.
@@ -19,6 +20,8 @@ pub(super) struct Fault {
     status: StatusCode,
     message: &'static str,
     reasons: Vec<Reason>,
+    /// Of a 401: what would open the door.
+    scheme: &'static str,
 }
 
 /// One thing that is wrong.
@@ -45,6 +48,7 @@ impl Fault {
             status,
             message,
             reasons: vec![reason],
+            scheme: "Bearer",
         }
     }
 
@@ -63,6 +67,7 @@ impl Fault {
             status: StatusCode::UNPROCESSABLE_ENTITY,
             message: "Validation Failed",
             reasons,
+            scheme: "Bearer",
         }
     }
 
@@ -111,26 +116,39 @@ impl Fault {
         )
     }
 
-    /// A remote peer wants what only a local operator may do.
-    pub(super) fn local_only() -> Self {
+    /// Nobody is signed in, or no longer.
+    pub(super) fn signed_out() -> Self {
         Self::one(
             StatusCode::UNAUTHORIZED,
             "Authentication required",
-            Reason::new(
-                "base",
-                "operator login is not available in this version over the network; use \
-                 `fleet-supervisor ctl` on the server",
-            ),
+            Reason::new("base", "sign in first: this needs a valid token"),
+        )
+    }
+
+    /// The role of whoever asks is too low.
+    pub(super) fn forbidden(role: Role) -> Self {
+        let reason = match role {
+            Role::Observer => "this needs the role observer",
+            Role::Maintainer => "this needs the role maintainer",
+            Role::Admin => "this needs the role admin",
+        };
+        Self::one(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            Reason::new("base", reason),
         )
     }
 
     /// `/metrics` without the right user name and password.
     pub(super) fn wrong_password() -> Self {
-        Self::one(
-            StatusCode::UNAUTHORIZED,
-            "Authentication required",
-            Reason::new("base", "wrong user name or password"),
-        )
+        Self {
+            scheme: "Basic realm=\"fleet\"",
+            ..Self::one(
+                StatusCode::UNAUTHORIZED,
+                "Authentication required",
+                Reason::new("base", "wrong user name or password"),
+            )
+        }
     }
 
     /// The request took too long to arrive.
@@ -224,7 +242,7 @@ impl IntoResponse for Fault {
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(
                 header::WWW_AUTHENTICATE,
-                HeaderValue::from_static("Basic realm=\"fleet\""),
+                HeaderValue::from_static(self.scheme),
             );
         }
         response

@@ -64,7 +64,6 @@ impl Side {
 
 /// The address of a tunnel's client, or of whom a trusted proxy says that it asks for, as a request extension.
 #[derive(Clone, Copy, Debug)]
-#[expect(dead_code, reason = "the sign-in over the network reads it")]
 pub(super) struct Client(pub(super) IpAddr);
 
 /// One socket with its routes.

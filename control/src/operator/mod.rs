@@ -1,17 +1,19 @@
-//! What operators and monitoring speak to: two Unix sockets with HTTP/1.1, one for remote clients whom nobody has
-//! authenticated (through a worker's tunnel), one for local operators, trusted by their uid.
+//! What operators and monitoring speak to: two Unix sockets with HTTP/1.1, one for remote clients (through a worker's
+//! tunnel), who must be signed in, one for local operators, trusted by their uid.
 //!
-//! Owns no state but the turn of whoever applies documents. Invariants: a remote client reads health, version and, with
-//! the configured password, metrics, and nothing else; every refusal is a JSON object with an `error` member; nothing is
-//! changed unless all of a request is right.
+//! Owns no state but the turn of whoever applies documents. Invariants: both sockets serve the same table of routes
+//! (`routes.rs`), and a guard stands before each route, which asks for the role that the table says; every refusal is a
+//! JSON object with an `error` member; nothing is changed unless all of a request is right.
 
 mod access;
+mod actor;
 mod addresses;
 mod agent_options;
 mod apply;
 mod carves;
 mod check;
 mod fault;
+mod guard;
 mod health;
 mod hosts;
 mod listen;
@@ -19,6 +21,7 @@ mod members;
 mod pack;
 mod payload;
 mod plan;
+mod roles;
 mod routes;
 mod settings;
 mod spec;
@@ -86,14 +89,14 @@ pub(crate) async fn serve(
     });
     let remote = Door {
         side: Side::Tunnel,
-        router: routes::remote(Arc::clone(&office)),
+        router: routes::router(Arc::clone(&office), Side::Tunnel),
         path_prefix,
         trusted_proxies,
         is_shared,
     };
     let local = Door {
         side: Side::Operator,
-        router: routes::local(office),
+        router: routes::router(office, Side::Operator),
         path_prefix: String::new(),
         trusted_proxies: TrustedProxies::Nobody,
         is_shared: false,

@@ -1,88 +1,177 @@
-//! Which path leads where, for each of the two sockets.
+//! Every route, once: method, path, the least role and the handler. Both sockets are made of the same table.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::handler::Handler;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware;
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{any, delete, get, post};
+use axum::routing::{MethodFilter, MethodRouter, on};
 
 use super::access::{self, Access};
 use super::fault::Fault;
+use super::guard::{self, Guard};
+use super::listen::Side;
+use super::roles::Least::{self, Admin, Anyone, Maintainer, Nobody, Observer};
 use super::{BODY_BYTES_MAX, Office, addresses, apply, carves, health, hosts, specs, version};
 
-/// Versions of Fleet's API that clients ask for; all are the same here.
-const API: [&str; 3] = ["/api/latest/fleet", "/api/v1/fleet", "/api/2022-04/fleet"];
+/// Versions of Fleet's API that clients ask for; all are the same here. The last one is of clients from before Fleet 4.
+const API: [&str; 4] = [
+    "/api/latest/fleet",
+    "/api/v1/fleet",
+    "/api/2022-04/fleet",
+    "/api/v1/kolide",
+];
 /// What `/metrics` answers with.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// For remote clients.
-pub(super) fn remote(office: Arc<Office>) -> Router {
-    Router::new()
-        .route("/", get(page))
-        .route("/healthz", get(health::show))
-        .route("/version", get(version::show))
-        .route("/metrics", get(guarded_metrics))
-        .route("/api/{*rest}", any(async || Fault::local_only()))
-        .fallback(async || Fault::no_such_path())
-        .method_not_allowed_fallback(async || Fault::no_such_method())
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(office)
+/// One line of the table.
+pub(super) struct Route {
+    pub(super) method: Method,
+    /// Without the API's prefix; names in braces are parameters, and one place has one name in every route.
+    pub(super) path: &'static str,
+    pub(super) least: Least,
+    /// Largest body, bytes.
+    body_bytes_max: usize,
+    service: MethodRouter<Arc<Office>, Infallible>,
 }
 
-/// For local operators.
-pub(super) fn local(office: Arc<Office>) -> Router {
-    let mut router = Router::new()
-        .route("/", get(page))
-        .route("/healthz", get(health::show))
-        .route("/version", get(version::show))
-        .route("/metrics", get(metrics));
-    for prefix in API {
-        router = router.nest(prefix, api());
+/// Routes under each of the API's prefixes. This is the place to add one.
+pub(super) fn api() -> Vec<Route> {
+    vec![
+        get("/version", Anyone, version::show),
+        get("/hosts", Observer, hosts::list),
+        get("/hosts/count", Observer, hosts::count),
+        get("/hosts/identifier/{name}", Observer, hosts::by_name),
+        get("/hosts/{id}", Observer, hosts::by_id),
+        delete("/hosts/{id}", Maintainer, hosts::delete),
+        post("/hosts/{id}/refetch", Observer, hosts::refetch),
+        // What is in the documents may ask for more; see there.
+        post("/spec", Maintainer, apply::all),
+        get("/spec/queries", Observer, specs::queries),
+        post("/spec/queries", Maintainer, apply::queries),
+        get("/spec/queries/{name}", Observer, specs::query),
+        delete("/queries/{name}", Maintainer, specs::delete_query),
+        get("/spec/packs", Maintainer, specs::packs),
+        post("/spec/packs", Maintainer, apply::packs),
+        get("/spec/packs/{name}", Maintainer, specs::pack),
+        delete("/packs/{name}", Maintainer, specs::delete_pack),
+        get("/spec/labels", Observer, specs::labels),
+        post("/spec/labels", Maintainer, apply::labels),
+        get("/spec/labels/{name}", Observer, specs::label),
+        delete("/labels/{name}", Maintainer, specs::delete_label),
+        get("/config", Anyone, specs::config),
+        patch("/config", Admin, apply::config),
+        post("/spec/options", Admin, apply::options),
+        get("/spec/enroll_secret", Maintainer, specs::enroll_secret),
+        post("/spec/enroll_secret", Maintainer, apply::enroll_secret),
+        get("/carves", Admin, carves::list),
+        get("/carves/{id}", Admin, carves::show),
+        get("/gateway/addresses", Observer, addresses::list),
+    ]
+}
+
+/// Routes that stand for themselves.
+fn root(side: Side) -> Vec<Route> {
+    let metrics = match side {
+        Side::Tunnel => get("/metrics", Nobody, guarded_metrics),
+        Side::Operator => get("/metrics", Nobody, metrics),
+    };
+    vec![
+        get("/", Nobody, page),
+        get("/healthz", Nobody, health::show),
+        get("/version", Nobody, version::show),
+        metrics,
+    ]
+}
+
+/// All of it, as one of the sockets serves it.
+pub(super) fn router(office: Arc<Office>, side: Side) -> Router {
+    let mut router = Router::new();
+    for route in root(side) {
+        router = router.route(route.path, route.guarded(side));
+    }
+    for route in api() {
+        let service = route.guarded(side);
+        for prefix in API {
+            router = router.route(&format!("{prefix}{}", route.path), service.clone());
+        }
     }
     router
         .fallback(async || Fault::no_such_path())
         .method_not_allowed_fallback(async || Fault::no_such_method())
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::map_response(sealed))
         .with_state(office)
 }
 
-fn api() -> Router<Arc<Office>> {
-    Router::new()
-        .route("/version", get(version::show))
-        .route("/hosts", get(hosts::list))
-        .route("/hosts/count", get(hosts::count))
-        .route("/hosts/identifier/{name}", get(hosts::by_name))
-        .route("/hosts/{id}", get(hosts::by_id).delete(hosts::delete))
-        .route("/hosts/{id}/refetch", post(hosts::refetch))
-        .route("/spec", post(apply::all))
-        .route("/spec/queries", get(specs::queries).post(apply::queries))
-        .route("/spec/queries/{name}", get(specs::query))
-        .route("/queries/{name}", delete(specs::delete_query))
-        .route("/spec/packs", get(specs::packs).post(apply::packs))
-        .route("/spec/packs/{name}", get(specs::pack))
-        .route("/packs/{name}", delete(specs::delete_pack))
-        .route("/spec/labels", get(specs::labels).post(apply::labels))
-        .route("/spec/labels/{name}", get(specs::label))
-        .route("/labels/{name}", delete(specs::delete_label))
-        .route("/config", get(specs::config).patch(apply::config))
-        .route("/spec/options", post(apply::options))
-        .route(
-            "/spec/enroll_secret",
-            get(specs::enroll_secret).post(apply::enroll_secret),
-        )
-        .route("/carves", get(carves::list))
-        .route("/carves/{id}", get(carves::show))
-        .route("/gateway/addresses", get(addresses::list))
-        .method_not_allowed_fallback(async || Fault::no_such_method())
+impl Route {
+    fn new<H, T>(method: Method, path: &'static str, least: Least, handler: H) -> Self
+    where
+        H: Handler<T, Arc<Office>>,
+        T: 'static,
+    {
+        // A method that has no filter has no constructor below either.
+        let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
+        Self {
+            method,
+            path,
+            least,
+            body_bytes_max: BODY_BYTES_MAX,
+            service: on(filter, handler),
+        }
+    }
+
+    fn guarded(&self, side: Side) -> MethodRouter<Arc<Office>, Infallible> {
+        let guard = Guard {
+            side,
+            method: self.method.clone(),
+            path: self.path,
+            least: self.least,
+        };
+        self.service
+            .clone()
+            .route_layer(DefaultBodyLimit::max(self.body_bytes_max))
+            .route_layer(middleware::from_fn_with_state(guard, guard::enter))
+    }
+}
+
+fn get<H: Handler<T, Arc<Office>>, T: 'static>(path: &'static str, least: Least, h: H) -> Route {
+    Route::new(Method::GET, path, least, h)
+}
+
+fn post<H: Handler<T, Arc<Office>>, T: 'static>(path: &'static str, least: Least, h: H) -> Route {
+    Route::new(Method::POST, path, least, h)
+}
+
+fn patch<H: Handler<T, Arc<Office>>, T: 'static>(path: &'static str, least: Least, h: H) -> Route {
+    Route::new(Method::PATCH, path, least, h)
+}
+
+fn delete<H: Handler<T, Arc<Office>>, T: 'static>(path: &'static str, least: Least, h: H) -> Route {
+    Route::new(Method::DELETE, path, least, h)
+}
+
+/// What every answer carries: nothing on the way keeps it, and no browser guesses what it is.
+async fn sealed(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    response
 }
 
 async fn page() -> Html<&'static str> {
     Html(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Fleet gateway</title>\n\
          <p>This is a Fleet gateway. osquery agents connect to it under <code>/api/osquery/</code>.</p>\n\
-         <p>Operators use <code>fleet-supervisor ctl</code> on the server.</p>\n</html>\n",
+         <p>Operators use <code>fleet-supervisor ctl</code>.</p>\n</html>\n",
     )
 }
 

@@ -260,7 +260,11 @@ async fn too_large_a_body_is_refused() {
         .uri(path)
         .body(body)
         .unwrap();
-    let (status, body) = send(routes::local(Arc::clone(&bench.office)), request).await;
+    let (status, body) = send(
+        routes::router(Arc::clone(&bench.office), Side::Operator),
+        request,
+    )
+    .await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
     let body: Value = serde_json::from_slice(&body).unwrap();
     assert!(body["error"].as_str().unwrap().contains("16 MiB"), "{body}");

@@ -5,6 +5,7 @@ mod documents;
 mod doors;
 mod hosts;
 mod plan;
+mod table;
 
 use std::path::Path;
 
@@ -48,7 +49,13 @@ impl Bench {
     }
 
     async fn local(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
-        call(routes::local(Arc::clone(&self.office)), method, path, body).await
+        call(
+            routes::router(Arc::clone(&self.office), Side::Operator),
+            method,
+            path,
+            body,
+        )
+        .await
     }
 
     async fn get(&self, path: &str) -> Value {
@@ -76,7 +83,7 @@ impl Bench {
     }
 
     async fn remote(&self, method: Method, path: &str) -> (StatusCode, Value) {
-        let router = routes::remote(Arc::clone(&self.office));
+        let router = routes::router(Arc::clone(&self.office), Side::Tunnel);
         call(router, method, path, Value::Null).await
     }
 
