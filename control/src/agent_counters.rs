@@ -41,6 +41,8 @@ pub(crate) struct AgentsStatistics {
     pub(crate) store_failures: u64,
     /// Hosts that share their identifier with others, as counted last.
     pub(crate) clone_hosts: u64,
+    /// Changes in the store that a newer build wrote.
+    pub(crate) unknown_changes: u64,
 }
 
 /// Counters that many tasks add to.
@@ -54,9 +56,14 @@ pub(crate) struct Counters {
     queries_handed_out: AtomicU64,
     store_failures: AtomicU64,
     clone_hosts: AtomicU64,
+    unknown_changes: AtomicU64,
 }
 
 impl Counters {
+    pub(crate) fn count_unknown_changes(&self, changes: u64) {
+        self.unknown_changes.fetch_add(changes, Relaxed);
+    }
+
     pub(crate) fn count_enrollment(&self, answer: &Answer) {
         match answer {
             Answer::Enrolled { .. } => {
@@ -144,6 +151,7 @@ impl Counters {
         statistics.writes_lost = self.writes_lost.load(Relaxed);
         statistics.queries_handed_out = self.queries_handed_out.load(Relaxed);
         statistics.clone_hosts = self.clone_hosts.load(Relaxed);
+        statistics.unknown_changes = self.unknown_changes.load(Relaxed);
         statistics.store_failures = self.store_failures.load(Relaxed);
     }
 }

@@ -21,6 +21,8 @@ use tokio::sync::{Notify, watch};
 pub(crate) use crate::agent_counters::AgentsStatistics;
 use crate::agent_counters::Counters;
 use crate::bus::Bus;
+use crate::campaigns::{self, Campaigns};
+use crate::directory::Entry;
 use crate::enroll::{IssuedKeys, SecretSet};
 use crate::feed::Subscription;
 use crate::host_config::{self, Specs};
@@ -69,6 +71,27 @@ pub(crate) struct Counts {
     pub(crate) new: u64,
 }
 
+impl Counts {
+    /// Counts one more.
+    pub(crate) fn add(&mut self, host: &Entry, now: UnixSeconds) {
+        let silence_s = now.0.saturating_sub(host.seen_at.max(host.enrolled_at).0);
+        let interval_s = match host.interval_s {
+            0 => INTERVAL_UNKNOWN_S,
+            seconds => u32::from(seconds),
+        };
+        self.enrolled += 1;
+        if silence_s <= interval_s.saturating_add(ONLINE_BUFFER_S) {
+            self.online += 1;
+        } else if silence_s >= MIA_AFTER_S {
+            self.mia += 1;
+        } else {
+            self.offline += 1;
+        }
+        let age_s = now.0.saturating_sub(host.enrolled_at.0);
+        self.new += u64::from(age_s < NEW_FOR_S);
+    }
+}
+
 /// See the module.
 pub(crate) struct Agents {
     pub(crate) store: Arc<Store>,
@@ -76,6 +99,7 @@ pub(crate) struct Agents {
     pub(crate) spool: Arc<Spool>,
     pub(crate) options: Options,
     pub(crate) roster: Arc<Mutex<Roster>>,
+    pub(crate) campaigns: Arc<Campaigns>,
     pub(crate) secrets: Mutex<SecretSet>,
     pub(crate) enrolling: tokio::sync::Mutex<IssuedKeys>,
     pub(crate) seen: Mutex<SeenMarks>,
@@ -101,16 +125,24 @@ impl Agents {
     ) -> anyhow::Result<Arc<Self>> {
         let schedule = Schedule::of(&config.osquery);
         let rate = pacer::rate_of(&schedule, config.osquery.due_per_second, store.engine());
+        let roster = Arc::new(Mutex::new(Roster::new(schedule, rate)));
+        let campaigns = Arc::new(Campaigns::new(
+            Arc::clone(&store),
+            Arc::clone(&bus),
+            Arc::clone(&roster),
+            campaigns::Options::of(&config.osquery),
+        ));
         let agents = Arc::new(Self {
             store,
             bus,
             spool,
+            campaigns,
             options: Options {
                 node_key_size: config.osquery.node_key_size,
                 host_identifier: config.osquery.host_identifier,
                 seen_interval: config.osquery.seen_interval,
             },
-            roster: Arc::new(Mutex::new(Roster::new(schedule, rate))),
+            roster,
             secrets: Mutex::default(),
             enrolling: tokio::sync::Mutex::default(),
             seen: Mutex::default(),
@@ -232,21 +264,7 @@ impl Agents {
             let roster = lock(&self.roster);
             let directory = roster.directory();
             for host in directory.walk(from, from + CHANGES_PER_FEED_MAX) {
-                let silence_s = now.0.saturating_sub(host.seen_at.max(host.enrolled_at).0);
-                let interval_s = match host.interval_s {
-                    0 => INTERVAL_UNKNOWN_S,
-                    seconds => u32::from(seconds),
-                };
-                counts.enrolled += 1;
-                if silence_s <= interval_s.saturating_add(ONLINE_BUFFER_S) {
-                    counts.online += 1;
-                } else if silence_s >= MIA_AFTER_S {
-                    counts.mia += 1;
-                } else {
-                    counts.offline += 1;
-                }
-                let age_s = now.0.saturating_sub(host.enrolled_at.0);
-                counts.new += u64::from(age_s < NEW_FOR_S);
+                counts.add(host, now);
             }
             from += CHANGES_PER_FEED_MAX;
             if from >= directory.end() {
@@ -352,13 +370,17 @@ impl Agents {
     ) -> Vec<(RequestId, Answer)> {
         let hosts: Vec<HostId> = requests.iter().map(|(_, host)| *host).collect();
         let refusals = self.resolve_hosts(&hosts, now).await;
+        let mut live = self.campaigns.hand_out(&hosts, &refusals).await;
         let mut roster = lock(&self.roster);
         let answers: Vec<(RequestId, Answer)> = requests
             .into_iter()
             .map(|(id, host)| {
                 let answer = match (refusals.get(&host), roster.hand_out(host, now)) {
                     (Some(reject), _) => Answer::Refused(*reject),
-                    (None, Some(work)) => Answer::Work(work),
+                    (None, Some(mut work)) => {
+                        work.queries.extend(live.remove(&host).unwrap_or_default());
+                        Answer::Work(work)
+                    }
                     (None, None) => Answer::Refused(Reject::NodeKeyUnknown),
                 };
                 (id, answer)
@@ -366,6 +388,7 @@ impl Agents {
             .collect();
         roster.publish(None);
         drop(roster);
+        self.campaigns.have_read(&hosts);
         let handed_out: usize = answers
             .iter()
             .map(|(_, answer)| match answer {

@@ -251,32 +251,7 @@ impl Assembly {
             metrics: Arc::new(move || metrics::render(&sources)),
         };
         let (drain, drains) = watch::channel(false);
-        let mut tasks = JoinSet::new();
-        let agents = Arc::clone(&parts.agents);
-        tasks.spawn(async move {
-            agents.watch().await;
-            "watch of changes"
-        });
-        let agents = Arc::clone(&parts.agents);
-        tasks.spawn(async move {
-            agents.flush_seen().await;
-            "writing of seen times"
-        });
-        let agents = Arc::clone(&parts.agents);
-        tasks.spawn(async move {
-            agents.replay().await;
-            "replay of kept results"
-        });
-        let store = Arc::clone(&parts.store);
-        tasks.spawn(async move {
-            store.fill_in_background().await;
-            "backfills"
-        });
-        let carves = Arc::clone(&parts.carves);
-        tasks.spawn(async move {
-            carves.expire_forever().await;
-            "expiry of carves"
-        });
+        let mut tasks = parts.background();
         let accepting = Arc::clone(&server);
         tasks.spawn(async move {
             accepting.accept(links).await;
@@ -358,6 +333,42 @@ impl Assembly {
 }
 
 impl Parts {
+    /// What goes on by itself.
+    fn background(&self) -> JoinSet<&'static str> {
+        let mut tasks = JoinSet::new();
+        let agents = Arc::clone(&self.agents);
+        tasks.spawn(async move {
+            agents.watch().await;
+            "watch of changes"
+        });
+        let agents = Arc::clone(&self.agents);
+        tasks.spawn(async move {
+            agents.flush_seen().await;
+            "writing of seen times"
+        });
+        let agents = Arc::clone(&self.agents);
+        tasks.spawn(async move {
+            agents.replay().await;
+            "replay of kept results"
+        });
+        let campaigns = Arc::clone(&self.agents.campaigns);
+        tasks.spawn(async move {
+            campaigns.run().await;
+            "live queries"
+        });
+        let store = Arc::clone(&self.store);
+        tasks.spawn(async move {
+            store.fill_in_background().await;
+            "backfills"
+        });
+        let carves = Arc::clone(&self.carves);
+        tasks.spawn(async move {
+            carves.expire_forever().await;
+            "expiry of carves"
+        });
+        tasks
+    }
+
     async fn store_health(&self) -> Dependency {
         let fault = match timeout(PING_DEADLINE, self.store.ping()).await {
             Ok(Ok(())) => None,

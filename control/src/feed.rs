@@ -33,13 +33,13 @@ pub(crate) enum Touch {
 }
 
 impl Touch {
-    /// Answers and due times are not remembered: the former are told to everybody who resumes, the latter are hints.
+    /// Answers, calls and due times are not remembered: the former are told to everybody who resumes, the latter are hints.
     fn of(change: &Change) -> Option<Self> {
         match change {
             Change::Host(host) => Some(Self::Host(host.id)),
             Change::Forget(key) => Some(Self::Forget(*key)),
             Change::DropAnswer(answer) => Some(Self::Drop(*answer)),
-            Change::Answer { .. } | Change::WorkDue { .. } => None,
+            Change::Answer { .. } | Change::WorkDue { .. } | Change::Called { .. } => None,
         }
     }
 }
@@ -193,6 +193,8 @@ pub(crate) fn pieces(changes: Vec<Change>) -> Vec<Vec<Change>> {
     for change in changes {
         let size = match &change {
             Change::Answer { config, .. } => config.len(),
+            // As many changes as there may be in a piece.
+            Change::Called { .. } => PIECE_BYTES_MAX,
             _ => 0,
         };
         if piece.len() >= CHANGES_PER_FEED_MAX || (bytes > 0 && bytes + size > PIECE_BYTES_MAX) {

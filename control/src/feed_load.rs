@@ -33,6 +33,7 @@ impl Roster {
             }
         }
         changes.append(&mut dropped);
+        changes.extend(self.calls());
         let mut pieces = pieces(changes);
         if pieces.is_empty() {
             pieces.push(Vec::new());

@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use fleet_protocol::feed::Feed;
+use fleet_protocol::feed::{CALLED_SINCE, Change, Feed};
 use fleet_protocol::frame::{self, Decoder, Message};
 use fleet_protocol::hello::{self, Hello, HelloReply};
-use fleet_protocol::ids::BootNonce;
+use fleet_protocol::ids::{BootNonce, HostId};
 use fleet_protocol::limits::{BatchLimits, HELLO_DEADLINE, PING_INTERVAL};
 use fleet_protocol::link::{Batch, BatchKind, Credit, FromControl, FromWorker};
+use roaring::RoaringBitmap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -385,7 +386,11 @@ impl<F: FeedSource> Writer<'_, F> {
 
     fn put_piece(&mut self, piece: Arc<Feed>) -> Result<(), End> {
         LinkCounters::add(&self.counters.feed_pieces, 1);
-        self.put_message(&FromControl::Feed(Arc::unwrap_or_clone(piece)))
+        let mut piece = Arc::unwrap_or_clone(piece);
+        if self.version < CALLED_SINCE {
+            piece.changes = expand_calls(piece.changes);
+        }
+        self.put_message(&FromControl::Feed(piece))
     }
 
     fn put_message(&mut self, message: &FromControl) -> Result<(), End> {
@@ -414,6 +419,24 @@ impl<F: FeedSource> Writer<'_, F> {
         let _ = self.stream.shutdown().await;
         Err(End::Ending)
     }
+}
+
+/// For workers of the previous build, which are told of each host.
+fn expand_calls(changes: Vec<Change>) -> Vec<Change> {
+    let mut expanded = Vec::with_capacity(changes.len());
+    for change in changes {
+        if let Change::Called { hosts, at } = change {
+            let hosts = RoaringBitmap::deserialize_from(hosts.as_ref()).unwrap_or_default();
+            let due = |host| Change::WorkDue {
+                host: HostId(host),
+                at,
+            };
+            expanded.extend(hosts.into_iter().map(due));
+        } else {
+            expanded.push(change);
+        }
+    }
+    expanded
 }
 
 /// Kinds whose replies say something that the feed says too; log, carve and seen need not wait for it.

@@ -9,6 +9,7 @@ mod admission;
 mod certificates;
 mod control;
 mod kernel;
+mod live;
 mod storage;
 mod text;
 mod workers;

@@ -12,6 +12,7 @@ use fleet_protocol::ids::{HostId, RequestId, UnixSeconds};
 use fleet_protocol::reject::Reject;
 
 use crate::agents::{Agents, lock};
+use crate::campaigns::{Incoming, campaign_of_name};
 use crate::detail_queries::{DETAIL_PREFIX, DetailQuery};
 use crate::details::Facts;
 use crate::labels::{LABEL_PREFIX, has_rows, label_of_tail};
@@ -154,6 +155,33 @@ impl Warned {
     }
 }
 
+/// The results of live queries, which go another way.
+fn take_live(
+    requests: &mut [(RequestId, Write)],
+    refusals: &HashMap<HostId, Reject>,
+) -> Vec<Incoming> {
+    let mut live = Vec::new();
+    for (_, write) in requests {
+        let host = write.host;
+        if refusals.contains_key(&host) {
+            continue;
+        }
+        let (of_campaigns, others) = std::mem::take(&mut write.results)
+            .into_iter()
+            .partition(|result: &QueryResult| campaign_of_name(&result.name).is_some());
+        write.results = others;
+        live.extend(of_campaigns.into_iter().filter_map(|result| {
+            let campaign = campaign_of_name(&result.name)?;
+            Some(Incoming {
+                campaign,
+                host,
+                result,
+            })
+        }));
+    }
+    live
+}
+
 /// What the store is asked to write for a batch.
 #[derive(Default)]
 struct Writes {
@@ -172,13 +200,14 @@ impl Agents {
     /// Answers a batch of results.
     pub(crate) async fn write_batch(
         &self,
-        requests: Vec<(RequestId, Write)>,
+        mut requests: Vec<(RequestId, Write)>,
         now: UnixSeconds,
     ) -> Vec<(RequestId, Answer)> {
         let hosts: Vec<HostId> = requests.iter().map(|(_, write)| write.host).collect();
         let refusals = self.resolve_hosts(&hosts, now).await;
+        let live = take_live(&mut requests, &refusals);
         let writes = self.route(&requests, &refusals, now);
-        let stored = self.store_writes(&writes).await;
+        let (stored, again) = tokio::join!(self.store_writes(&writes), self.campaigns.take(live));
         self.apply(&writes, stored);
         let failed = |host: HostId| {
             let in_details = writes.details.iter().any(|details| details.host == host);
@@ -191,7 +220,9 @@ impl Agents {
             .map(|(id, write)| {
                 let answer = match refusals.get(&write.host) {
                     Some(reject) => Answer::Refused(*reject),
-                    None if !is_all_stored && failed(write.host) => {
+                    None if again.contains(&write.host)
+                        || (!is_all_stored && failed(write.host)) =>
+                    {
                         Answer::Refused(Reject::StoreUnavailable)
                     }
                     None => Answer::Accepted,

@@ -4,6 +4,7 @@
 //! Invariants: every change of what workers see is published within the call that makes it; an answer is told before
 //! the first host that uses it and dropped after the last; applying the same state twice changes nothing.
 
+mod calls;
 mod turns;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use fleet_protocol::agent::{Query, Work};
 use fleet_protocol::feed::{self, CHANGES_PER_FEED_MAX, Change, Feed};
 use fleet_protocol::ids::{AnswerId, FeedSeq, HostId, NodeKeyHash, UnixSeconds};
+use roaring::RoaringBitmap;
 use tokio::sync::mpsc;
 
 use crate::answers::Answers;
@@ -49,6 +51,8 @@ pub(crate) struct Roster {
     answers: Answers,
     grace: GraceKeys,
     hub: Hub,
+    /// Hosts that live queries call, see `roster/calls.rs`.
+    called: RoaringBitmap,
     /// Of the call in progress.
     changes: Vec<Change>,
 }
@@ -64,6 +68,7 @@ impl Roster {
             answers: Answers::default(),
             grace: GraceKeys::default(),
             hub: Hub::default(),
+            called: RoaringBitmap::new(),
             changes: Vec::new(),
         }
     }
@@ -169,6 +174,7 @@ impl Roster {
     /// A host is gone. Publish afterwards.
     pub(crate) fn remove_host(&mut self, id: HostId, key: Option<NodeKeyHash>) {
         let mut keys = self.grace.take_host(id);
+        self.called.remove(id.0);
         if let Some(entry) = self.directory.remove(id) {
             self.pacer.leave(entry.wait);
             keys.push(entry.key);
@@ -206,9 +212,11 @@ impl Roster {
         true
     }
 
-    /// What is due for a host, if it is its turn; `None` when there is no such host. Publish afterwards.
+    /// What is due for a host, if it is its turn; `None` when there is no such host. Whoever called it must call it again
+    /// if something is left. Publish afterwards.
     pub(crate) fn hand_out(&mut self, id: HostId, now: UnixSeconds) -> Option<Work> {
         let place = self.directory.place_of(id)?;
+        self.called.remove(id.0);
         let labels = self.labels_for(place);
         let demand = self.demand(labels.as_deref());
         let platform = self
@@ -413,11 +421,12 @@ impl Roster {
             self.changes.extend(self.answers.hold(answer));
         }
         let turn_told = self.turn_told(place, demand);
+        let call = self.call_of(id);
         let Some(entry) = self.directory.get_mut(place) else {
             return;
         };
         let next_due_at = self.schedule.next_due_at(&entry.work_state(), demand);
-        let at = turn_told.unwrap_or(next_due_at);
+        let at = call.or(turn_told).unwrap_or(next_due_at);
         entry.answer = answer;
         entry.due_told_at = at;
         if must_tell || is_other {

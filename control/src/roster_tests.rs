@@ -103,6 +103,12 @@ impl Worker {
                     let known = self.hosts.values_mut().filter(|known| known.id == *host);
                     known.for_each(|known| known.work_due_at = *at);
                 }
+                Change::Called { hosts, at } => {
+                    let called = RoaringBitmap::deserialize_from(hosts.as_ref()).unwrap();
+                    let known = self.hosts.values_mut();
+                    let known = known.filter(|known| called.contains(known.id.0));
+                    known.for_each(|known| known.work_due_at = *at);
+                }
             }
         }
         self.seq = piece.seq;
@@ -376,6 +382,8 @@ enum Step {
     Remove(u32),
     Labels(u32, u32, bool),
     HandOut(u32),
+    Call(u32),
+    Uncall(u32),
     Wait(u32),
     Advance,
     Leave,
@@ -389,6 +397,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (1_u32..6).prop_map(Step::Remove),
         2 => (1_u32..6, 2_u32..6, any::<bool>()).prop_map(|(id, label, is_in)| Step::Labels(id, label, is_in)),
         2 => (1_u32..6).prop_map(Step::HandOut),
+        2 => (1_u32..6).prop_map(Step::Call),
+        1 => (1_u32..6).prop_map(Step::Uncall),
         1 => (1_u32..100).prop_map(Step::Wait),
         2 => Just(Step::Advance),
         1 => Just(Step::Leave),
@@ -426,6 +436,8 @@ proptest! {
                 }
                 Step::Labels(id, label, is_in) => roster.labels_stored(HostId(id), &[(LabelId(label), is_in)], now),
                 Step::HandOut(id) => drop(roster.hand_out(HostId(id), now)),
+                Step::Call(id) => roster.call(&[id].into()),
+                Step::Uncall(id) => drop(roster.uncall(id)),
                 Step::Wait(seconds) => {
                     now = UnixSeconds(now.0 + seconds);
                     roster.end_grace(now);
@@ -450,6 +462,12 @@ proptest! {
             }
         }
         let mut full = Worker::load(&roster);
+        // No worker may lack a call: nobody would tell it again.
+        for host in worker.hosts.values().chain(full.hosts.values()) {
+            if roster.call_of(host.id).is_some() {
+                prop_assert_eq!(host.work_due_at, UnixSeconds(0));
+            }
+        }
         // Due times are hints: a worker that was away may hold older ones.
         for host in full.hosts.values_mut().chain(worker.hosts.values_mut()) {
             host.work_due_at = UnixSeconds(0);

@@ -13,11 +13,13 @@ use roaring::RoaringBitmap;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::agents::{Agents, lock, now};
+use crate::campaigns;
 use crate::enroll::SecretSet;
 use crate::feed::{Recent, Touch};
 use crate::grace::GRACE_S;
 use crate::host_config::{Composer, Specs};
 use crate::labels::LabelPlan;
+use crate::model::campaign::CampaignId;
 use crate::model::change::{ChangeKind, ChangeRow};
 use crate::store::{self, Store};
 
@@ -61,8 +63,11 @@ pub(crate) async fn read_specs(store: &Store) -> store::Result<Specs> {
 struct Digest {
     hosts: BTreeSet<HostId>,
     deleted: Vec<ChangeRow>,
+    campaigns: BTreeSet<CampaignId>,
     has_specs: bool,
     has_secrets: bool,
+    /// Rows of kinds that this build does not know.
+    unknown: u64,
 }
 
 impl Digest {
@@ -77,6 +82,8 @@ impl Digest {
                 ChangeKind::HostDeleted => digest.deleted.push(*row),
                 ChangeKind::Specs => digest.has_specs = true,
                 ChangeKind::EnrollSecrets => digest.has_secrets = true,
+                ChangeKind::Campaign => digest.campaigns.extend(campaign(row)),
+                ChangeKind::Unknown(_) => digest.unknown += 1,
             }
         }
         for id in digest.deleted.iter().filter_map(subject) {
@@ -84,6 +91,10 @@ impl Digest {
         }
         digest
     }
+}
+
+fn campaign(row: &ChangeRow) -> Option<CampaignId> {
+    u32::try_from(row.subject).ok().map(CampaignId)
 }
 
 fn subject(row: &ChangeRow) -> Option<HostId> {
@@ -185,6 +196,7 @@ impl Agents {
     /// Ends the background tasks and writes what waits.
     pub(crate) async fn finish(&self) {
         self.is_closing.send_replace(true);
+        self.campaigns.close();
         self.flush_seen_once().await;
     }
 
@@ -256,6 +268,20 @@ impl Agents {
         again: &mut BTreeSet<HostId>,
     ) -> store::Result<()> {
         let digest = Digest::of(rows, again);
+        if digest.unknown > 0 {
+            self.counters.count_unknown_changes(digest.unknown);
+            if lock(&self.warned).may_warn("unknown changes", now()) {
+                tracing::warn!(
+                    "a newer version wrote changes to the store that this one does not know; skipped"
+                );
+            }
+        }
+        if !digest.campaigns.is_empty() {
+            self.campaigns
+                .reload(&digest.campaigns)
+                .await
+                .map_err(store_error)?;
+        }
         if digest.has_secrets {
             let secrets = self.store.enroll_secrets().await?;
             *lock(&self.secrets) = SecretSet::of(&secrets);
@@ -324,6 +350,7 @@ impl Agents {
         self.respec(&specs).await;
         let present = self.load_hosts().await?;
         self.load_seen().await?;
+        self.campaigns.load().await.map_err(store_error)?;
         match self.store.require_writable().await {
             Ok(()) => self.remove_absent(&present),
             Err(_) if is_first => {}
@@ -463,6 +490,14 @@ impl Agents {
     }
 }
 
+/// Loading campaigns fails only with the store.
+fn store_error(error: campaigns::Error) -> store::Error {
+    match error {
+        campaigns::Error::Store(error) => error,
+        other => store::Error::Failed(other.to_string()),
+    }
+}
+
 /// What workers may have missed, as far as the rows tell. New specs may have moved any host to another answer, so
 /// nobody resumes over them.
 fn recent<'a>(floor: FeedSeq, rows: impl Iterator<Item = &'a ChangeRow>) -> Recent {
@@ -470,7 +505,10 @@ fn recent<'a>(floor: FeedSeq, rows: impl Iterator<Item = &'a ChangeRow>) -> Rece
     for row in rows {
         let host = match row.kind {
             ChangeKind::Host => subject(row).map(Touch::Host),
-            ChangeKind::HostDeleted | ChangeKind::EnrollSecrets => None,
+            ChangeKind::HostDeleted
+            | ChangeKind::EnrollSecrets
+            | ChangeKind::Campaign
+            | ChangeKind::Unknown(_) => None,
             ChangeKind::Specs => {
                 recent = Recent::after(row.seq);
                 continue;

@@ -8,6 +8,11 @@ use crate::ids::{AnswerId, FeedSeq, HostId, NodeKeyHash, UnixSeconds};
 /// Most hosts or changes in one feed message, so that a full load never blocks a link for long.
 pub const CHANGES_PER_FEED_MAX: usize = 8192;
 
+/// Most hosts of one call, so that it never blocks a worker's loop for long.
+pub const CALLED_PER_CHANGE_MAX: u64 = 8192;
+/// Since this version of the link a [`Change::Called`] is understood.
+pub const CALLED_SINCE: u16 = 4;
+
 /// A numbered piece of the feed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Feed {
@@ -54,6 +59,13 @@ pub enum Change {
     WorkDue {
         /// Which host.
         host: HostId,
+        /// From when on a read must go through control.
+        at: UnixSeconds,
+    },
+    /// The next due work of known hosts, all at the same time. Since version 4; older ones are told of each host.
+    Called {
+        /// Ids as a roaring bitmap, in its portable format; at most [`CALLED_PER_CHANGE_MAX`] of them.
+        hosts: Bytes,
         /// From when on a read must go through control.
         at: UnixSeconds,
     },

@@ -13,7 +13,7 @@ pub const FRAME_BODY_BYTES_MAX: usize = 4 << 20;
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Newest version of the messages that this build speaks. It grows with every message that the previous build cannot
 /// read; such a message is sent only to a peer of at least that version.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// Oldest version that this build speaks: the previous build's, whose processes run beside ours during an upgrade.
 pub const VERSION_MIN: u16 = 2;
 

@@ -110,7 +110,7 @@ mod tests {
             (VERSION, VERSION_MIN),
         ] {
             let refusal = choose_version(&hello(min, max)).unwrap_err();
-            assert!(refusal.contains("control speaks 2 to 3"), "{refusal}");
+            assert!(refusal.contains("control speaks 2 to 4"), "{refusal}");
         }
     }
 

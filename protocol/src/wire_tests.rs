@@ -171,7 +171,16 @@ fn feeds() -> Vec<Feed> {
         seq: FeedSeq(1_000),
         changes: changes.clone(),
     };
-    loads.map(feed).into()
+    let mut all: Vec<Feed> = loads.map(feed).into();
+    all.push(Feed {
+        load: Load::Changes,
+        seq: FeedSeq(1_000),
+        changes: vec![Change::Called {
+            hosts: Bytes::from_static(&[1, 2, 3]),
+            at: UnixSeconds(9),
+        }],
+    });
+    all
 }
 
 fn lines() -> Lines {
@@ -355,6 +364,7 @@ fn every_variant_is_among_them() {
         Change::Answer { .. } => 2,
         Change::DropAnswer(_) => 3,
         Change::WorkDue { .. } => 4,
+        Change::Called { .. } => 5,
     };
     let message = |message: &FromControl| match message {
         FromControl::Reply(_) => 0,
@@ -370,5 +380,10 @@ fn every_variant_is_among_them() {
     };
     first(requests().iter().map(request).collect(), 9);
     first(answers().iter().map(answer).collect(), 6);
-    first(feeds()[0].changes.iter().map(change).collect(), 5);
+    let changes = feeds()[0]
+        .changes
+        .clone()
+        .into_iter()
+        .chain(feeds()[5].changes.clone());
+    first(changes.map(|one| change(&one)).collect(), 6);
 }

@@ -4,9 +4,10 @@
 //! what it touched is not overwritten by a later piece of the load. A pair takes the place of the other only when the
 //! load is complete; a load that breaks off leaves no trace.
 
-use fleet_protocol::feed::{Change, Feed, Host, Load};
+use fleet_protocol::feed::{CALLED_PER_CHANGE_MAX, Change, Feed, Host, Load};
 use fleet_protocol::ids::{AnswerId, FeedSeq, HostId, NodeKeyHash, UnixSeconds};
 use hashbrown::{HashMap, HashSet};
+use roaring::RoaringBitmap;
 
 use crate::answers::{Answers, Content};
 use crate::hosts::Hosts;
@@ -139,8 +140,25 @@ impl Pair {
             Change::WorkDue { host, at } => {
                 self.hosts.set_work_due(host, at);
             }
+            Change::Called { hosts, at } => {
+                for host in called(&hosts) {
+                    self.hosts.set_work_due(host, at);
+                }
+            }
         }
     }
+}
+
+/// The hosts of a call; `None` when they cannot be read, or are more than a call may have.
+pub(crate) fn read_called(hosts: &[u8]) -> Option<RoaringBitmap> {
+    let hosts = RoaringBitmap::deserialize_from(hosts).ok()?;
+    (hosts.len() <= CALLED_PER_CHANGE_MAX).then_some(hosts)
+}
+
+/// The same for those who need not tell why there are none.
+fn called(hosts: &[u8]) -> impl Iterator<Item = HostId> {
+    let hosts = read_called(hosts).unwrap_or_default();
+    hosts.into_iter().map(HostId)
 }
 
 impl Loading {
@@ -159,6 +177,9 @@ impl Loading {
             Change::WorkDue { host, at } => {
                 self.due.insert(*host, *at);
             }
+            Change::Called { hosts, at } => {
+                self.due.extend(called(hosts).map(|host| (host, *at)));
+            }
         }
     }
 
@@ -167,7 +188,10 @@ impl Loading {
             let is_older = match &change {
                 Change::Host(host) => self.touched_keys.contains(&host.key),
                 Change::Answer { id, .. } => self.touched_answers.contains(id),
-                Change::Forget(_) | Change::DropAnswer(_) | Change::WorkDue { .. } => false,
+                Change::Forget(_)
+                | Change::DropAnswer(_)
+                | Change::WorkDue { .. }
+                | Change::Called { .. } => false,
             };
             if !is_older {
                 self.pair.apply(change);
@@ -291,6 +315,56 @@ mod tests {
         );
         assert_eq!(table.host(&hash_node_key("two")).unwrap().work_due_at, at);
         assert_eq!(table.position(), Some(FeedSeq(21)));
+    }
+
+    fn call(ids: impl IntoIterator<Item = u32>, at: u32) -> Change {
+        let mut hosts = Vec::new();
+        let ids: RoaringBitmap = ids.into_iter().collect();
+        ids.serialize_into(&mut hosts).unwrap();
+        Change::Called {
+            hosts: hosts.into(),
+            at: UnixSeconds(at),
+        }
+    }
+
+    #[test]
+    fn a_call_makes_its_hosts_due_during_a_load_too() {
+        let mut table = loaded();
+        let due_at = |table: &Table, key| table.host(&hash_node_key(key)).unwrap().work_due_at;
+        let before = due_at(&table, "one");
+        apply(&mut table, Load::Changes, 11, vec![call([2, 70_000], 5)]);
+        assert_eq!(due_at(&table, "one"), before);
+        assert_eq!(due_at(&table, "two"), UnixSeconds(5));
+        apply(&mut table, Load::Begin, 20, Vec::new());
+        apply(&mut table, Load::Changes, 21, vec![call([1, 2], 6)]);
+        let hosts = vec![
+            Change::Host(test_host(1, "one")),
+            Change::Host(test_host(2, "two")),
+        ];
+        apply(&mut table, Load::End, 20, hosts);
+        assert_eq!(due_at(&table, "one"), UnixSeconds(6));
+        assert_eq!(due_at(&table, "two"), UnixSeconds(6));
+    }
+
+    #[test]
+    fn a_call_that_cannot_be_read_calls_nobody() {
+        let many = u32::try_from(CALLED_PER_CHANGE_MAX).unwrap() + 1;
+        for bad in [
+            Change::Called {
+                hosts: Bytes::from_static(b"no bitmap"),
+                at: UnixSeconds(5),
+            },
+            call(0..many, 5),
+        ] {
+            let mut table = loaded();
+            let before = table.host(&hash_node_key("two"));
+            let Change::Called { hosts, .. } = &bad else {
+                unreachable!()
+            };
+            assert_eq!(read_called(hosts), None);
+            apply(&mut table, Load::Changes, 11, vec![bad]);
+            assert_eq!(table.host(&hash_node_key("two")), before);
+        }
     }
 
     #[test]

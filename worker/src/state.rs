@@ -24,7 +24,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant as TokioInstant, timeout_at};
 
 use crate::admission::Gate;
-use crate::feed::Table;
+use crate::feed::{Table, read_called};
 use crate::holds::{Holds, IdleRead};
 use crate::latest_key::LatestKey;
 use crate::negative::Negative;
@@ -225,15 +225,20 @@ impl State {
         let is_new_table = matches!(feed.load, Load::Whole | Load::End);
         let holds = self.holds.borrow();
         let mut negative = self.negative.borrow_mut();
+        let mut is_readable = true;
         let applied = self.table.borrow_mut().apply(feed, |change| match change {
             Change::Host(host) => {
                 negative.remove(&host.key);
                 holds.wake(host.id);
             }
             Change::WorkDue { host, .. } => holds.wake(*host),
+            Change::Called { hosts, .. } => match read_called(hosts) {
+                Some(hosts) => hosts.iter().for_each(|host| holds.wake(HostId(host))),
+                None => is_readable = false,
+            },
             Change::Answer { .. } | Change::DropAnswer(_) | Change::Forget(_) => {}
         });
-        if applied.is_err() {
+        if applied.is_err() || !is_readable {
             self.count_oddity();
         } else if is_new_table {
             holds.wake_all();

@@ -1,7 +1,9 @@
-//! The bus: tells other nodes that there are new changes. Redis, or in-process for a single node.
+//! The bus: tells other nodes that there are new changes, and carries what they share of live queries. Redis, or
+//! in-process for a single node.
 //!
-//! Owner of the Redis connection. Invariants: nothing here waits for Redis but [`Bus::ping`], and that not for long;
-//! a lost Redis only means that other nodes see changes when they next poll for them.
+//! Owner of the Redis connection. Invariants: nothing here waits for Redis but [`Bus::ping`] and [`Bus::ask`], and those
+//! not for long; a lost Redis only means that other nodes see changes when they next poll for them, and that live queries
+//! wait.
 
 mod address;
 mod redis_link;
@@ -14,7 +16,8 @@ use std::time::Duration;
 use fleet_protocol::config::Config;
 use fleet_protocol::ids::FeedSeq;
 use fleet_protocol::stats::Histogram;
-use tokio::sync::watch;
+use redis::{Cmd, Value};
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -25,6 +28,11 @@ use redis_link::Link;
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// A health check waits no longer than this, whatever `redis.read_timeout` says.
 const PING_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Longest wait for an answer to [`Bus::ask`]: agents wait behind it.
+const ASK_DEADLINE: Duration = Duration::from_secs(2);
+/// News that may wait for this node to take them.
+const NEWS_MAX: usize = 1024;
 
 /// Why a call failed. Texts hold no secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +63,7 @@ pub(crate) struct BusStatistics {
 pub(crate) struct Bus {
     shared: Arc<Shared>,
     location: String,
+    database: u16,
     publish: watch::Sender<FeedSeq>,
     /// Empty for the in-process bus.
     tasks: Vec<JoinHandle<()>>,
@@ -64,6 +73,10 @@ pub(crate) struct Bus {
 /// What the bus and its tasks share.
 struct Shared {
     wakes: watch::Sender<FeedSeq>,
+    /// What nodes tell each other of live queries.
+    news: broadcast::Sender<Arc<[u8]>>,
+    /// Connections that were established.
+    connects: watch::Sender<u64>,
     statistics: Mutex<BusStatistics>,
     link: Mutex<LinkState>,
 }
@@ -89,6 +102,8 @@ impl Bus {
         };
         let shared = Arc::new(Shared {
             wakes: watch::Sender::new(FeedSeq(0)),
+            news: broadcast::Sender::new(NEWS_MAX),
+            connects: watch::Sender::new(0),
             statistics: Mutex::default(),
             link: Mutex::new(state),
         });
@@ -108,6 +123,7 @@ impl Bus {
         Ok(Self {
             shared,
             location,
+            database: config.redis.database,
             publish,
             tasks,
             ping: tokio::sync::Mutex::new(None),
@@ -141,6 +157,41 @@ impl Bus {
     /// Changes whenever a node wrote changes; the value is the number that was last heard of.
     pub(crate) fn wakes(&self) -> watch::Receiver<FeedSeq> {
         self.shared.wakes.subscribe()
+    }
+
+    /// Whether there is a Redis that nodes share, up or not.
+    pub(crate) fn is_shared(&self) -> bool {
+        !self.tasks.is_empty()
+    }
+
+    /// The database's number, which stands in every key.
+    pub(crate) fn database(&self) -> u16 {
+        self.database
+    }
+
+    /// Sends a command and waits for its answer, not for long. Several at once share the connection and the wait.
+    pub(crate) async fn ask(&self, command: &Cmd) -> Result<Value, Error> {
+        let link = self.shared.link()?;
+        self.shared.answer(link, command, ASK_DEADLINE).await
+    }
+
+    /// Tells every node, this one included.
+    pub(crate) async fn tell(&self, news: &[u8]) -> Result<(), Error> {
+        let mut command = redis::cmd("PUBLISH");
+        command
+            .arg(redis_link::news_channel(self.database))
+            .arg(news);
+        self.ask(&command).await.map(drop)
+    }
+
+    /// What nodes tell. Who falls behind, and who hears of a new connection, has missed some.
+    pub(crate) fn news(&self) -> broadcast::Receiver<Arc<[u8]>> {
+        self.shared.news.subscribe()
+    }
+
+    /// Changes with every connection that is established.
+    pub(crate) fn connects(&self) -> watch::Receiver<u64> {
+        self.shared.connects.subscribe()
     }
 
     /// Asks Redis, at most once a second; the in-process bus always works.

@@ -41,11 +41,16 @@ fn channel(redis: &config::Redis) -> String {
     format!("fleet:{}:wake", redis.database)
 }
 
+/// Where news of live queries are published.
+pub(super) fn news_channel(database: u16) -> String {
+    format!("fleet:{database}:live")
+}
+
 /// Keeps a connection up.
 pub(super) struct Keeper {
     shared: Arc<Shared>,
     target: Target,
-    channel: String,
+    channels: [String; 2],
     connect_timeout: Duration,
     read_timeout: Duration,
 }
@@ -86,7 +91,7 @@ impl Keeper {
         Ok(Self {
             shared,
             target,
-            channel: channel(redis),
+            channels: [channel(redis), news_channel(redis.database)],
             connect_timeout: redis.connect_timeout,
             read_timeout: redis.read_timeout,
         })
@@ -103,6 +108,7 @@ impl Keeper {
                 Ok(link) => {
                     tracing::info!("connected to Redis");
                     *self.shared.lock_link() = LinkState::Up(link.clone());
+                    self.shared.connects.send_modify(|count| *count += 1);
                     if !std::mem::replace(&mut is_first, false) {
                         self.shared.lock_statistics().reconnects += 1;
                         // Wakes may have been missed meanwhile.
@@ -141,8 +147,12 @@ impl Keeper {
     async fn open(&self, lost: &Arc<Notify>) -> Result<Link, RedisError> {
         let push = {
             let (shared, lost) = (self.shared.clone(), lost.clone());
+            let [_, news] = self.channels.clone();
             move |push: PushInfo| -> Result<(), redis::aio::SendError> {
                 match push.kind {
+                    PushKind::Message if bytes_of(push.data.first()) == Some(news.as_bytes()) => {
+                        shared.hear_news(push.data.get(1));
+                    }
                     PushKind::Message => shared.hear(push.data.get(1)),
                     PushKind::Disconnection => lost.notify_one(),
                     _ => {}
@@ -159,7 +169,7 @@ impl Keeper {
                 let mut link = client
                     .get_multiplexed_async_connection_with_config(&config)
                     .await?;
-                link.subscribe(&self.channel).await?;
+                link.subscribe(&self.channels).await?;
                 Ok(Link::Single(link))
             }
             Target::Cluster { nodes, tls } => {
@@ -171,7 +181,7 @@ impl Keeper {
                     builder = builder.certs(tls.clone());
                 }
                 let mut link = builder.build()?.get_async_connection().await?;
-                link.subscribe(&self.channel).await?;
+                link.subscribe(&self.channels).await?;
                 Ok(Link::Cluster(link))
             }
         }
@@ -230,6 +240,16 @@ impl Shared {
         command: &Cmd,
         deadline: Duration,
     ) -> Result<(), Error> {
+        self.answer(link, command, deadline).await.map(drop)
+    }
+
+    /// Sends one command and waits for its answer.
+    pub(super) async fn answer(
+        &self,
+        link: Link,
+        command: &Cmd,
+        deadline: Duration,
+    ) -> Result<Value, Error> {
         let started = Instant::now();
         let sent = async {
             match link {
@@ -238,7 +258,7 @@ impl Shared {
             }
         };
         let result = match tokio::time::timeout(deadline, sent).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(Error::Unavailable(error.to_string())),
             Err(_) => Err(Error::Unavailable("no answer in time".into())),
         };
@@ -252,6 +272,14 @@ impl Shared {
         result
     }
 
+    /// What a node tells of live queries; who takes it judges it.
+    fn hear_news(&self, payload: Option<&Value>) {
+        if let Some(bytes) = bytes_of(payload) {
+            // Nobody may be there to take it.
+            let _ = self.news.send(bytes.into());
+        }
+    }
+
     /// A message from the channel: the number as text. Anything else was not sent by us.
     fn hear(&self, payload: Option<&Value>) {
         let number = match payload {
@@ -262,5 +290,13 @@ impl Shared {
         if let Some(seq) = number.and_then(|text| text.parse().ok()) {
             self.wake(FeedSeq(seq));
         }
+    }
+}
+
+fn bytes_of(value: Option<&Value>) -> Option<&[u8]> {
+    match value {
+        Some(Value::BulkString(bytes)) => Some(bytes),
+        Some(Value::SimpleString(text)) => Some(text.as_bytes()),
+        _ => None,
     }
 }

@@ -13,9 +13,10 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Unit;
 
 use super::text::{Page, by, plain};
-use super::{Sources, storage};
+use super::{Sources, live, storage};
 use crate::agents::{self, AgentsStatistics, Counts};
 use crate::bus::BusStatistics;
+use crate::campaigns::CampaignsStatistics;
 use crate::carve::CarveStatistics;
 use crate::dispatch::DispatchStatistics;
 use crate::journal::LogStatistics;
@@ -28,6 +29,8 @@ use crate::store::StoreStatistics;
 pub(super) struct Control {
     hosts: Counts,
     agents: AgentsStatistics,
+    live: CampaignsStatistics,
+    called: u64,
     engine: &'static str,
     store: StoreStatistics,
     spool: SpoolStatistics,
@@ -52,6 +55,8 @@ impl Control {
         Self {
             hosts: sources.agents.counts(agents::now()),
             agents: sources.agents.statistics(),
+            live: sources.agents.campaigns.statistics(),
+            called: agents::lock(&sources.agents.roster).called_count(),
             engine: sources.store.engine().label(),
             store: sources.store.statistics(),
             spool: sources.agents.spool.statistics(),
@@ -93,6 +98,7 @@ impl Collector for Control {
         let page = &mut Page(encoder);
         self.hosts(page)?;
         self.agents(page)?;
+        live::live(page, &self.live, self.called)?;
         storage::store(page, self.engine, &self.store)?;
         storage::spool(page, &self.spool)?;
         storage::bus(page, self.bus_engine, self.is_bus_healthy, &self.bus)?;
@@ -151,6 +157,11 @@ impl Control {
                 "fleet_control_feed_position",
                 "Position of the feed.",
                 agents.feed_seq.0,
+            ),
+            (
+                "fleet_control_unknown_changes",
+                "Changes that a newer build wrote to the store, skipped since this one started.",
+                agents.unknown_changes,
             ),
             (
                 "fleet_control_seen_waiting",

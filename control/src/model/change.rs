@@ -13,6 +13,10 @@ pub(crate) enum ChangeKind {
     Specs,
     /// The set of enroll secrets.
     EnrollSecrets,
+    /// Subject: campaign id. It began or ended.
+    Campaign,
+    /// Something that a newer build wrote; its number.
+    Unknown(i64),
 }
 
 /// One change. Numbers become visible in their order, so reading after the last one seen misses nothing.

@@ -56,24 +56,37 @@ impl NewChange {
             key: None,
         }
     }
+
+    pub(super) fn campaign(id: i64) -> Self {
+        Self {
+            kind: ChangeKind::Campaign,
+            subject: id,
+            key: None,
+        }
+    }
 }
 
 fn kind_number(kind: ChangeKind) -> i64 {
     match kind {
         ChangeKind::Host => 1,
         ChangeKind::HostDeleted => 2,
-        ChangeKind::Specs => 3,
+        // A build that knows no campaigns fails on an unknown number; under this one it reads its specs once more.
+        ChangeKind::Specs | ChangeKind::Campaign => SPECS,
         ChangeKind::EnrollSecrets => 4,
+        ChangeKind::Unknown(number) => number,
     }
 }
 
-fn kind_of(number: i64) -> StdResult<ChangeKind, Fault> {
+const SPECS: i64 = 3;
+
+fn kind_of(number: i64, subject: i64) -> ChangeKind {
     match number {
-        1 => Ok(ChangeKind::Host),
-        2 => Ok(ChangeKind::HostDeleted),
-        3 => Ok(ChangeKind::Specs),
-        4 => Ok(ChangeKind::EnrollSecrets),
-        _ => Err(unexpected()),
+        1 => ChangeKind::Host,
+        2 => ChangeKind::HostDeleted,
+        SPECS if subject != 0 => ChangeKind::Campaign,
+        SPECS => ChangeKind::Specs,
+        4 => ChangeKind::EnrollSecrets,
+        number => ChangeKind::Unknown(number),
     }
 }
 
@@ -139,7 +152,7 @@ impl Store {
         for row in session.rows("changes_after", sql, &args).await? {
             changes.push(ChangeRow {
                 seq: FeedSeq(row.u64(0)?),
-                kind: kind_of(row.int(1)?)?,
+                kind: kind_of(row.int(1)?, row.int(2)?),
                 subject: row.int(2)?,
                 key: row.hash_or_null(3)?.map(NodeKeyHash),
                 at: row.time(4)?,

@@ -130,10 +130,11 @@ impl Dialect {
 
     /// A migration's text with its tokens replaced.
     pub(super) fn migration(self, text: &str) -> String {
-        let pairs: [(&str, &str, &str); 6] = [
+        let pairs: [(&str, &str, &str); 7] = [
             ("$NAME", "TEXT", "VARCHAR(255)"),
             ("$TEXT", "TEXT", "MEDIUMTEXT"),
             ("$HASH", "BLOB", "BINARY(32)"),
+            ("$BYTES", "BLOB", "MEDIUMBLOB"),
             ("$PAIRS", "WITHOUT ROWID", TABLE_MYSQL),
             ("$TABLE", "", TABLE_MYSQL),
             // MySQL knows no IF NOT EXISTS here; its error for an index that exists is taken as success.

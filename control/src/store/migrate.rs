@@ -20,7 +20,7 @@ use super::session::{Attempts, Session};
 use super::{Store, now};
 
 /// In order.
-pub(super) const MIGRATIONS: [(i64, &str); 4] = [
+pub(super) const MIGRATIONS: [(i64, &str); 5] = [
     (1, include_str!("../../migrations/0001_start.sql")),
     (2, include_str!("../../migrations/0002_public_ip.sql")),
     (
@@ -28,6 +28,7 @@ pub(super) const MIGRATIONS: [(i64, &str); 4] = [
         include_str!("../../migrations/0003_previous_address.sql"),
     ),
     (4, include_str!("../../migrations/0004_public_ip.sql")),
+    (6, include_str!("../../migrations/0006_campaigns.sql")),
 ];
 
 /// A statement on a large table takes its time, and a transaction that holds the table too.

@@ -8,6 +8,7 @@
 mod backfill;
 mod batch;
 mod breaker;
+mod campaigns;
 mod carves;
 mod changes;
 mod columns;
@@ -41,7 +42,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fleet_protocol::config::Config;
-use fleet_protocol::ids::UnixSeconds;
+use fleet_protocol::ids::{FeedSeq, UnixSeconds};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -241,6 +242,11 @@ impl Store {
 
     fn newest_change(&self) -> u64 {
         self.newest_change.load(Relaxed)
+    }
+
+    /// The newest change that this node has seen or made.
+    pub(crate) fn newest_known(&self) -> FeedSeq {
+        FeedSeq(self.newest_change())
     }
 
     /// Closes every connection; calls fail from then on.

@@ -270,6 +270,13 @@ section! {
         /// Longest time that a distributed read with nothing due is held open for work to come, 0s to 12s; each host has its own part of it, three quarters and more. 0s: answered at once.
         #[serde(with = "super::keys::span")]
         distributed_hold: Duration = Duration::from_secs(10);
+        /// Rows that one live query keeps; of hosts beyond, only their number is kept, and the results are marked as truncated.
+        live_query_rows_max: u64 = 1_000_000;
+        /// Bytes of results that one live query keeps, 1 MiB to 1 GiB.
+        live_query_bytes_max: u64 = 64 << 20;
+        /// A live query at whose results nobody looks ends after this time, 10s to 1h.
+        #[serde(with = "super::keys::span")]
+        live_query_linger: Duration = Duration::from_secs(60);
         /// Largest log request in bytes; 0 is 10 MiB.
         max_log_write_body_size: u64 = 0;
         /// Largest distributed write request in bytes; 0 is 5 MiB.

@@ -349,6 +349,18 @@ impl Config {
                 limits::EXCHANGE_DEADLINE.as_secs()
             ),
         );
+        check(
+            (1..=100_000_000).contains(&osquery.live_query_rows_max),
+            "osquery.live_query_rows_max: must be 1 to 100000000",
+        );
+        check(
+            (1 << 20..=1 << 30).contains(&osquery.live_query_bytes_max),
+            "osquery.live_query_bytes_max: must be 1 MiB to 1 GiB",
+        );
+        check(
+            (10..=3600).contains(&osquery.live_query_linger.as_secs()),
+            "osquery.live_query_linger: must be 10s to 1h",
+        );
         for (option, plugin) in [
             ("osquery.status_log_plugin", &osquery.status_log_plugin),
             ("osquery.result_log_plugin", &osquery.result_log_plugin),

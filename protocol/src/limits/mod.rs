@@ -2,10 +2,12 @@
 
 mod batches;
 mod deadlines;
+mod live;
 mod tiers;
 
 pub use batches::{BatchLimits, WAITING_AGE_MAX};
 pub use deadlines::*;
+pub use live::*;
 pub use tiers::{Allowed, Rate};
 
 /// Bytes of a request head.

@@ -1,0 +1,258 @@
+//! Batches of reads and of results, as far as campaigns are concerned.
+//!
+//! Invariants: one wait for all claims of a batch, one for all its results, and no lock over it; Redis that is away costs
+//! agents nothing but the live queries.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use fleet_protocol::agent::Query;
+use fleet_protocol::ids::HostId;
+use fleet_protocol::reject::Reject;
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use super::ledger::{Claim, Heard};
+use super::ring::HostResult;
+use super::shared::{self, Taken};
+use super::state::{Incoming, News};
+use super::{Campaigns, Counted};
+use crate::agents::{lock, now};
+use crate::bus;
+use crate::model::campaign::{CampaignId, Tally};
+
+/// Campaigns of which a batch may bring results that this node does not know yet.
+const UNKNOWN_MAX: usize = 16;
+/// Redis did not answer: reads do not wait for it for so long.
+const PAUSE: Duration = Duration::from_secs(2);
+
+impl Campaigns {
+    /// Whether no campaign runs, so that nobody need ask.
+    pub(crate) fn is_idle(&self) -> bool {
+        lock(&self.state).running().is_empty()
+    }
+
+    /// The queries for these hosts but those refused, which are claimed by that.
+    pub(crate) async fn hand_out(
+        &self,
+        hosts: &[HostId],
+        refusals: &HashMap<HostId, Reject>,
+    ) -> HashMap<HostId, Vec<Query>> {
+        let mut granted = HashMap::new();
+        let mut wanted = lock(&self.state).wanted(hosts);
+        if !refusals.is_empty() {
+            for (_, hosts) in &mut wanted {
+                hosts.retain(|host| !refusals.contains_key(&HostId(*host)));
+            }
+        }
+        let is_ready = !self.bus.is_shared() || *lock(&self.asks_from) <= Instant::now();
+        if wanted.is_empty() || !is_ready {
+            return granted;
+        }
+        let claims: Vec<(CampaignId, Vec<(u32, Claim)>)> = if self.bus.is_shared() {
+            let asked = wanted
+                .into_iter()
+                .map(|(id, hosts)| self.claim_shared(id, hosts));
+            join_all(asked).await
+        } else {
+            let mut state = lock(&self.state);
+            let claimed = wanted
+                .into_iter()
+                .map(|(id, hosts)| (id, state.claim(id, &hosts)));
+            claimed.collect()
+        };
+        let state = lock(&self.state);
+        for (id, claims) in claims {
+            // It may have ended while Redis was asked.
+            let Some(query) = state.query(id) else {
+                continue;
+            };
+            for (host, claim) in claims {
+                let counter = match claim {
+                    Claim::First => &self.counters.handed,
+                    Claim::Again => &self.counters.handed_again,
+                    _ => continue,
+                };
+                counter.fetch_add(1, Relaxed);
+                granted
+                    .entry(HostId(host))
+                    .or_insert_with(Vec::new)
+                    .push(query.clone());
+            }
+        }
+        granted
+    }
+
+    /// These hosts have read, and are called no more: who still has something outstanding is called again.
+    pub(crate) fn have_read(&self, hosts: &[HostId]) {
+        let mut state = lock(&self.state);
+        state.call_again(hosts.iter().map(|host| host.0));
+        let is_waiting = !state.calls.is_empty();
+        drop(state);
+        if is_waiting {
+            self.stir();
+        }
+    }
+
+    /// Takes results; returns the hosts that must send theirs again.
+    pub(crate) async fn take(&self, incoming: Vec<Incoming>) -> BTreeSet<HostId> {
+        let mut again = BTreeSet::new();
+        if incoming.is_empty() {
+            return again;
+        }
+        let is_learned = self.learn_of(&incoming).await.is_ok();
+        let mut by_campaign: BTreeMap<CampaignId, Vec<HostResult>> = BTreeMap::new();
+        {
+            let state = lock(&self.state);
+            for one in incoming {
+                let judged = match state.judge(&one) {
+                    Some(judged) => judged,
+                    None if is_learned => Counted::Unasked,
+                    // Whether it was asked for is in the store.
+                    None => Counted::Deferred,
+                };
+                if judged == Counted::Deferred {
+                    again.insert(one.host);
+                }
+                match judged {
+                    Counted::Taken => {
+                        let results = by_campaign.entry(one.campaign).or_default();
+                        results.push(HostResult::of(one.host, one.result));
+                    }
+                    other => self.counters.count(other, 1),
+                }
+            }
+        }
+        if self.bus.is_shared() {
+            let taken = by_campaign
+                .into_iter()
+                .map(|(id, results)| self.take_shared(id, results));
+            for hosts in join_all(taken).await {
+                again.extend(hosts);
+            }
+        } else {
+            self.take_here(by_campaign);
+        }
+        self.stir();
+        again
+    }
+
+    fn take_here(&self, by_campaign: BTreeMap<CampaignId, Vec<HostResult>>) {
+        let mut state = lock(&self.state);
+        for (id, results) in by_campaign {
+            let before = state
+                .known
+                .get(&id)
+                .map_or(Tally::default(), |known| known.tally);
+            for result in results {
+                self.counters
+                    .count(state.take(id, result, &self.options), 1);
+            }
+            let after = state.known.get(&id).map_or(before, |known| known.tally);
+            self.count_growth(&before, &after);
+        }
+    }
+
+    /// What was read of Redis lies behind what other nodes write, so a growth may be theirs in part.
+    fn count_growth(&self, before: &Tally, after: &Tally) {
+        let of = &self.counters;
+        of.rows
+            .fetch_add(after.rows.saturating_sub(before.rows), Relaxed);
+        of.bytes
+            .fetch_add(after.bytes.saturating_sub(before.bytes), Relaxed);
+        let cut = after.hosts_cut.saturating_sub(before.hosts_cut);
+        of.cut.fetch_add(cut, Relaxed);
+    }
+
+    async fn claim_shared(
+        &self,
+        id: CampaignId,
+        hosts: Vec<u32>,
+    ) -> (CampaignId, Vec<(u32, Claim)>) {
+        let places: Vec<(u32, u64)> = {
+            let state = lock(&self.state);
+            let known = state.known.get(&id);
+            let place = |host: &u32| known?.ledger.rank(*host).map(|rank| (*host, rank));
+            hosts.iter().filter_map(place).collect()
+        };
+        let ranks: Vec<u64> = places.iter().map(|(_, rank)| *rank).collect();
+        let asked = shared::claim(&self.bus, id, &ranks).await;
+        let claims: Vec<(u32, Claim)> = match asked {
+            Ok(Some(claims)) => {
+                let hosts = places.into_iter().map(|(host, _)| host);
+                hosts.zip(claims).collect()
+            }
+            Ok(None) => {
+                self.begin_again(id);
+                Vec::new()
+            }
+            Err(_) => {
+                *lock(&self.asks_from) = Instant::now() + PAUSE;
+                let count = ranks.len() as u64;
+                self.counters.claims_failed.fetch_add(count, Relaxed);
+                Vec::new()
+            }
+        };
+        lock(&self.state).note_claims(id, &claims);
+        (id, claims)
+    }
+
+    async fn take_shared(&self, id: CampaignId, results: Vec<HostResult>) -> Vec<HostId> {
+        let hosts: Vec<HostId> = results.iter().map(|result| result.host).collect();
+        let results: Vec<(u64, HostResult)> = {
+            let state = lock(&self.state);
+            let known = state.known.get(&id);
+            let place = |result: HostResult| {
+                let rank = known?.ledger.rank(result.host.0)?;
+                Some((rank, result))
+            };
+            results.into_iter().filter_map(place).collect()
+        };
+        let mut taken = shared::take(&self.bus, id, &results, &self.options).await;
+        if taken == Ok(Taken::Lost) && self.renew(id).await.is_ok() {
+            // These were not lost; they are the first of the new beginning.
+            taken = shared::take(&self.bus, id, &results, &self.options).await;
+        }
+        let (heard, tally) = match taken {
+            Ok(Taken::Heard(heard, tally)) => (heard, tally),
+            Ok(Taken::Lost) | Err(bus::Error::Invalid(_) | bus::Error::Unavailable(_)) => {
+                self.counters.count(Counted::Deferred, hosts.len() as u64);
+                return hosts;
+            }
+        };
+        let twice = heard.iter().filter(|heard| **heard != Heard::New).count() as u64;
+        self.counters.count(Counted::Twice, twice);
+        self.counters
+            .count(Counted::Taken, heard.len() as u64 - twice);
+        let mut news = News {
+            tally,
+            ..News::default()
+        };
+        news.answered
+            .extend(results.iter().map(|(_, result)| result.host.0));
+        let mut state = lock(&self.state);
+        let before = state.known.get(&id).map_or(tally, |known| known.tally);
+        self.count_growth(&before, &tally);
+        state.hear(id, &news, now());
+        let waiting = state.news.entry(id).or_default();
+        waiting.answered |= news.answered;
+        waiting.tally = tally;
+        Vec::new()
+    }
+
+    /// Makes sure that campaigns that began on another node a moment ago are known. Fails when the store does.
+    async fn learn_of(&self, incoming: &[Incoming]) -> Result<(), super::Error> {
+        let unknown: BTreeSet<CampaignId> = {
+            let state = lock(&self.state);
+            let ids = incoming.iter().map(|one| one.campaign);
+            ids.filter(|id| !state.known.contains_key(id))
+                .take(UNKNOWN_MAX)
+                .collect()
+        };
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        self.reload(&unknown).await
+    }
+}
