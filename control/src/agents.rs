@@ -16,7 +16,7 @@ use fleet_protocol::feed::CHANGES_PER_FEED_MAX;
 use fleet_protocol::ids::{FeedSeq, HostId, NodeKeyHash, RequestId, UnixSeconds};
 use fleet_protocol::link::BatchKind;
 use fleet_protocol::reject::Reject;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 pub(crate) use crate::agent_counters::AgentsStatistics;
 use crate::agent_counters::Counters;
@@ -26,7 +26,7 @@ use crate::directory::Entry;
 use crate::enroll::{IssuedKeys, SecretSet};
 use crate::feed::Subscription;
 use crate::host_config::{self, Specs};
-use crate::model::host::{INTERVAL_UNKNOWN_S, MIA_AFTER_S, NEW_FOR_S, ONLINE_BUFFER_S};
+use crate::lists::WALKS_MAX;
 use crate::pacer;
 use crate::results::Warned;
 use crate::roster::Roster;
@@ -112,6 +112,7 @@ pub(crate) struct Agents {
     pub(crate) is_closing: watch::Sender<bool>,
     pub(crate) is_store_away: AtomicBool,
     pub(crate) poke: Notify,
+    pub(crate) walks: Semaphore,
 }
 
 impl Agents {
@@ -154,6 +155,7 @@ impl Agents {
             is_closing: watch::Sender::new(false),
             is_store_away: AtomicBool::new(false),
             poke: Notify::new(),
+            walks: Semaphore::new(WALKS_MAX),
         });
         agents.first_load().await?;
         Ok(agents)

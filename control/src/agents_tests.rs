@@ -3,6 +3,7 @@ use fleet_protocol::secret::Secret;
 
 use super::*;
 use crate::agent_bench::{Bench, answers_of, enroll};
+use crate::model::host::MIA_AFTER_S;
 use crate::model::label::LabelSpec;
 use crate::model::pack::{PackQuery, PackSpec, PackTargets};
 

@@ -123,6 +123,12 @@ impl Carves {
         carve_file::finished(&self.directory, id)
     }
 
+    /// A block that has come, if this node has it. Blocking.
+    pub(crate) fn stored_block(&self, carve: &Carve, number: u64) -> std::io::Result<Vec<u8>> {
+        let offset = number.saturating_mul(carve.block_size);
+        carve_file::read_block(&self.directory, carve.id, offset, carve.block_size)
+    }
+
     /// Counters since start.
     pub(crate) fn statistics_now(&self) -> CarveStatistics {
         *self.statistics()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -26,6 +26,27 @@ pub(crate) fn finished(directory: &Path, id: CarveId) -> Option<PathBuf> {
         .into_iter()
         .map(|extension| path(directory, id, extension))
         .find(|path| path.is_file())
+}
+
+/// What is there of a carve, complete or not.
+pub(crate) fn present(directory: &Path, id: CarveId) -> Option<PathBuf> {
+    finished(directory, id)
+        .or_else(|| Some(path(directory, id, PART)).filter(|path| path.is_file()))
+}
+
+/// The bytes from `offset` on, `length` of them or up to the end.
+pub(crate) fn read_block(
+    directory: &Path,
+    id: CarveId,
+    offset: u64,
+    length: u64,
+) -> io::Result<Vec<u8>> {
+    let path = present(directory, id).ok_or(io::ErrorKind::NotFound)?;
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut data = Vec::new();
+    file.take(length).read_to_end(&mut data)?;
+    Ok(data)
 }
 
 /// Puts `data` at `offset`, which is where the stored blocks end; what a lost block left behind it is cut off.

@@ -1,8 +1,9 @@
 //! Every known host in memory, small: found by id and by node-key hash.
 //!
 //! Owner of [`Entry`] and of the tables that its small numbers point into. Invariants: an id and a key stand for at
-//! most one entry; a million hosts take about 110 bytes each, because platforms and label sets are shared. Places are
-//! reused, so a walk by place sees every host that stays, and may miss or repeat only what changes meanwhile.
+//! most one entry; a million hosts take about 110 bytes each, because platforms and label sets are shared, and about
+//! 130 for what they are called (`names.rs`). Places are reused, so a walk by place sees every host that stays, and may
+//! miss or repeat only what changes meanwhile.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,8 +11,11 @@ use std::sync::Arc;
 use fleet_protocol::ids::{AnswerId, HostId, NodeKeyHash, UnixSeconds};
 use hashbrown::HashTable;
 
+use crate::model::host::HostNames;
 use crate::model::label::LabelId;
+use crate::names::{NameTable, Names};
 use crate::pacer::Wait;
+use crate::words::Words;
 use crate::work::WorkState;
 
 /// Platforms told apart. Agents make these names, so their number is bounded; beyond, a host's platform is unknown.
@@ -81,6 +85,17 @@ pub(crate) struct Directory {
     by_key: HashTable<Place>,
     platforms: Platforms,
     label_sets: LabelSets,
+    names: NameTable,
+}
+
+/// The platforms that hosts have told.
+#[derive(Debug)]
+struct Platforms(Words);
+
+impl Default for Platforms {
+    fn default() -> Self {
+        Self(Words::with_room(PLATFORMS_MAX))
+    }
 }
 
 impl Directory {
@@ -128,6 +143,35 @@ impl Directory {
         self.entries.get(range).unwrap_or_default().iter().flatten()
     }
 
+    /// The same with what each is called.
+    pub(crate) fn walk_named(
+        &self,
+        from: usize,
+        to: usize,
+    ) -> impl Iterator<Item = (&Entry, &Names)> {
+        let range = from.min(self.entries.len())..to.min(self.entries.len());
+        let places = range.clone();
+        let entries = self.entries.get(range).unwrap_or_default();
+        let named = entries.iter().zip(places);
+        named.filter_map(|(entry, place)| Some((entry.as_ref()?, self.names.get(place))))
+    }
+
+    /// What hosts are called and run.
+    pub(crate) fn names(&self) -> &NameTable {
+        &self.names
+    }
+
+    /// Notes what a host is called.
+    pub(crate) fn set_names(&mut self, place: Place, names: &HostNames) {
+        self.names.set(place.0 as usize, names);
+    }
+
+    /// Label sets in use, with the number of hosts in each.
+    pub(crate) fn label_sets(&self) -> impl Iterator<Item = (&[LabelId], u32)> {
+        let sets = self.label_sets.sets.iter();
+        sets.map(|(labels, hosts)| (labels.as_ref(), *hosts))
+    }
+
     /// The places of a range at which hosts stand.
     pub(crate) fn places(&self, from: usize, to: usize) -> Vec<Place> {
         self.walk(from, to)
@@ -172,6 +216,7 @@ impl Directory {
         self.unindex_key(&key, place);
         let entry = self.entries.get_mut(place.0 as usize)?.take()?;
         self.label_sets.release(entry.labels);
+        self.names.clear(place.0 as usize);
         self.free.push(place);
         Some(entry)
     }
@@ -207,12 +252,12 @@ impl Directory {
 
     /// The number of a platform.
     pub(crate) fn platform(&mut self, name: &str) -> PlatformIndex {
-        self.platforms.index(name)
+        PlatformIndex(self.platforms.0.index(name))
     }
 
     /// The platform behind a number.
     pub(crate) fn platform_name(&self, index: PlatformIndex) -> Arc<str> {
-        self.platforms.get(index)
+        self.platforms.0.get(index.0)
     }
 
     fn index_id(&mut self, id: HostId, place: Place) {
@@ -257,44 +302,6 @@ fn hash_key(key: &NodeKeyHash) -> u64 {
         .iter()
         .take(8)
         .fold(0, |hash, byte| (hash << 8) | u64::from(*byte))
-}
-
-#[derive(Debug)]
-struct Platforms {
-    names: Vec<Arc<str>>,
-    indices: HashMap<Arc<str>, PlatformIndex>,
-}
-
-impl Default for Platforms {
-    fn default() -> Self {
-        let unknown: Arc<str> = "".into();
-        Self {
-            names: vec![Arc::clone(&unknown)],
-            indices: HashMap::from([(unknown, PlatformIndex(0))]),
-        }
-    }
-}
-
-impl Platforms {
-    fn index(&mut self, name: &str) -> PlatformIndex {
-        if let Some(index) = self.indices.get(name) {
-            return *index;
-        }
-        let index = match u16::try_from(self.names.len()) {
-            Ok(index) if self.names.len() < PLATFORMS_MAX => PlatformIndex(index),
-            _ => return PlatformIndex(0),
-        };
-        let name: Arc<str> = name.into();
-        self.names.push(Arc::clone(&name));
-        self.indices.insert(name, index);
-        index
-    }
-
-    fn get(&self, index: PlatformIndex) -> Arc<str> {
-        self.names
-            .get(usize::from(index.0))
-            .map_or_else(|| "".into(), Arc::clone)
-    }
 }
 
 /// Distinct label sets with the number of hosts in each.
@@ -410,19 +417,6 @@ mod tests {
             labels
         );
         assert_eq!(directory.label_sets.sets.len(), 2);
-    }
-
-    #[test]
-    fn platforms_are_bounded() {
-        let mut directory = Directory::default();
-        for number in 0..2 * PLATFORMS_MAX {
-            directory.platform(&number.to_string());
-        }
-        assert_eq!(directory.platforms.names.len(), PLATFORMS_MAX);
-        let lost = directory.platform("5000");
-        assert_eq!(&*directory.platform_name(lost), "");
-        let kept = directory.platform("7");
-        assert_eq!(&*directory.platform_name(kept), "7");
     }
 
     #[derive(Clone, Debug)]

@@ -193,6 +193,7 @@ impl Herd {
                 refetch_requested: false,
                 enrolled_at: UnixSeconds(START.0 - 1_000_000),
                 interval_s: u16::try_from(self.poll_s).unwrap(),
+                names: None,
             };
             self.roster.apply_host(&state, now);
         }

@@ -123,6 +123,7 @@ impl Roster {
             self.insert_host(state, platform);
             return;
         };
+        self.set_names(place, state);
         let mut must_tell = false;
         if let Some(entry) = self.directory.get_mut(place) {
             let previous = entry.key;
@@ -391,8 +392,17 @@ impl Roster {
             has_name: false,
         };
         match self.directory.insert(entry) {
-            Some(place) => self.settle(place, true),
+            Some(place) => {
+                self.set_names(place, state);
+                self.settle(place, true);
+            }
             None => self.changes.extend(self.answers.release(answer)),
+        }
+    }
+
+    fn set_names(&mut self, place: Place, state: &HostState) {
+        if let Some(names) = &state.names {
+            self.directory.set_names(place, names);
         }
     }
 

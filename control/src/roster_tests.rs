@@ -34,6 +34,7 @@ fn state(id: u32, key: u8, platform: &str, labels: &[u32]) -> HostState {
         refetch_requested: false,
         enrolled_at: NOW,
         interval_s: 0,
+        names: None,
     }
 }
 

@@ -54,7 +54,7 @@ pub(crate) async fn read_specs(store: &Store) -> store::Result<Specs> {
         agent_options: store.agent_options().await?,
         packs: store.packs().await?,
         queries: store.queries().await?,
-        labels: store.labels().await?,
+        labels: store.label_specs().await?,
     })
 }
 

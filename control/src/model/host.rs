@@ -23,6 +23,37 @@ pub(crate) struct HostState {
     pub(crate) enrolled_at: UnixSeconds,
     /// Seconds between two polls, as far as the host told; 0: unknown.
     pub(crate) interval_s: u16,
+    /// `None` leaves what is known.
+    pub(crate) names: Option<Box<HostNames>>,
+}
+
+/// What a host is called and runs, for lists: searched and sorted by. Empty: unknown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HostNames {
+    pub(crate) hostname: String,
+    pub(crate) computer_name: String,
+    pub(crate) identifier: String,
+    pub(crate) hardware_uuid: String,
+    pub(crate) hardware_serial: String,
+    pub(crate) primary_ip: String,
+    pub(crate) public_ip: String,
+    pub(crate) os_version: String,
+    pub(crate) osquery_version: String,
+}
+
+impl HostNames {
+    /// What a search looks at; the host name first.
+    pub(crate) fn searched(&self) -> [&str; 7] {
+        [
+            &self.hostname,
+            &self.computer_name,
+            &self.identifier,
+            &self.hardware_uuid,
+            &self.hardware_serial,
+            &self.primary_ip,
+            &self.public_ip,
+        ]
+    }
 }
 
 /// The shortest of a host's intervals in seconds; 0 when none is known.
@@ -85,13 +116,15 @@ pub(crate) struct HostDetails {
 pub(crate) struct HostFilter {
     /// Only hosts with a higher id; for walking through all of them.
     pub(crate) after: Option<HostId>,
+    /// Only hosts that come after this value of what the list is sorted by.
+    pub(crate) beyond: Option<SortValue>,
     /// Zero is the first page.
     pub(crate) page: u32,
     /// Zero: 100; at most 10,000.
     pub(crate) per_page: u32,
     pub(crate) order: HostOrder,
     pub(crate) is_descending: bool,
-    /// Part of host name, identifier, hardware UUID, serial number or address; case does not matter.
+    /// Part of host name, computer name, identifier, hardware UUID, serial number or address; case does not matter.
     pub(crate) text: Option<String>,
     pub(crate) label: Option<LabelId>,
     pub(crate) platform: Option<String>,
@@ -113,6 +146,15 @@ pub(crate) enum HostOrder {
     EnrolledAt,
     OsVersion,
     OsqueryVersion,
+}
+
+/// A value of what a list of hosts is sorted by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SortValue {
+    /// Of ids and times.
+    Number(u32),
+    /// Of names and versions.
+    Text(String),
 }
 
 /// How a host's silence is called.

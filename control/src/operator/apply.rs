@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Query, State};
+use axum::http::Uri;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::actor::Actor;
-use super::fault::Fault;
+use super::fault::{Fault, Reason};
 use super::payload::{ApplyParameters, Payload};
 use super::plan::{self, Change, Current, Kind, Plan};
 use super::roles::Least;
@@ -30,7 +31,7 @@ const HOSTS_PER_PAGE: u32 = 10_000;
 #[derive(Debug, Serialize)]
 pub(super) struct Outcome {
     changes: Vec<Change>,
-    warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
 }
 
 type Reply = Result<Json<Outcome>, Fault>;
@@ -101,8 +102,27 @@ pub(super) async fn enroll_secret((State(office), Query(parameters), body): Ask)
     apply(&office, documents, &parameters).await
 }
 
+/// `POST /spec/teams` and `/spec/policies`: what Fleet has and this server has not. An empty list does no harm.
+pub(super) async fn unsupported(uri: Uri, body: Payload) -> Result<Json<Value>, Fault> {
+    if body.specs()?.is_empty() {
+        return Ok(Json(json!({})));
+    }
+    let kind = uri.path().rsplit('/').next().unwrap_or_default();
+    let reason = format!("{kind} are not supported by this server");
+    Err(Fault::invalid(vec![Reason::new("specs", reason)]))
+}
+
 async fn apply(office: &Office, documents: Documents, parameters: &ApplyParameters) -> Reply {
-    let is_dry_run = parameters.is_dry_run()?;
+    let outcome = apply_documents(office, documents, parameters.is_dry_run()?).await?;
+    Ok(Json(outcome))
+}
+
+/// Applies documents, or tells only what would change.
+pub(super) async fn apply_documents(
+    office: &Office,
+    documents: Documents,
+    is_dry_run: bool,
+) -> Result<Outcome, Fault> {
     let mut specs = spec::read(documents).map_err(Fault::invalid)?;
     let _turn = office.turn.lock().await;
     let deps = &office.deps;
@@ -117,10 +137,10 @@ async fn apply(office: &Office, documents: Documents, parameters: &ApplyParamete
             (change.before, change.after) = (Value::Null, Value::Null);
         }
     }
-    Ok(Json(Outcome {
+    Ok(Outcome {
         changes: plan.changes,
         warnings: plan.warnings,
-    }))
+    })
 }
 
 /// Refuses what agents would not take. Composing is computation, so it is done beside the runtime.
@@ -153,7 +173,7 @@ async fn load(store: &store::Store, specs: &mut Specs) -> Result<Current, Fault>
     for pack in store.packs().await? {
         current.packs.insert(pack.spec.name.clone(), pack.spec);
     }
-    for mut label in store.labels().await? {
+    for mut label in store.label_specs().await? {
         let wanted = specs
             .labels
             .iter_mut()

@@ -160,6 +160,15 @@ impl Fault {
         )
     }
 
+    /// Not all hosts are in memory yet, or the server ends.
+    pub(super) fn not_loaded() -> Self {
+        Self::one(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Service Unavailable",
+            Reason::new("base", "the hosts are not loaded yet; ask again"),
+        )
+    }
+
     /// A bug of ours.
     pub(super) fn failed(reason: String) -> Self {
         tracing::error!(reason, "operator request failed");

@@ -9,148 +9,109 @@ use fleet_protocol::ids::{HostId, UnixSeconds};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::fault::Fault;
-use super::{Office, apply};
+use super::fault::{Fault, Reason};
+use super::host_filter::{PER_PAGE_MAX, Parameters};
+use super::payload::Payload;
+use super::{Office, apply, labels, specs};
 use crate::agents::now;
-use crate::model::host::{HostDetail, HostFilter, HostOrder, HostRow, HostStatus};
+use crate::model::host::{HostDetail, HostFilter, HostRow};
+use crate::model::label::LabelType;
 
-/// Hosts in one answer.
-const PER_PAGE_MAX: u32 = 10_000;
+/// Hosts that one request deletes.
+const DELETED_MAX: usize = 10_000;
+/// Hosts of one transaction, which keeps enrolments waiting.
+const DELETED_AT_ONCE: usize = 512;
 /// What Fleet writes for "never".
 const NEVER: &str = "2000-01-01T00:00:00Z";
 
 type Ask = State<Arc<Office>>;
 type Reply = Result<Json<Value>, Fault>;
 
-/// Parameters of the list. Those of Fleet that mean nothing here are ignored.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Parameters {
-    page: Option<String>,
-    per_page: Option<String>,
-    order_key: Option<String>,
-    order_direction: Option<String>,
-    status: Option<String>,
-    platform: Option<String>,
-    query: Option<String>,
-    clones: Option<String>,
-}
-
-impl Parameters {
-    fn filter(&self, now: UnixSeconds) -> Result<HostFilter, Fault> {
-        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        let per_page = number("per_page", self.per_page.as_deref())?.unwrap_or_default();
-        if per_page > PER_PAGE_MAX {
-            return Err(Fault::parameter(
-                "per_page",
-                format!("must not be above {PER_PAGE_MAX}"),
-            ));
-        }
-        Ok(HostFilter {
-            page: number("page", self.page.as_deref())?.unwrap_or_default(),
-            per_page,
-            order: order(self.order_key.as_deref().unwrap_or_default())?,
-            is_descending: match self.order_direction.as_deref() {
-                None | Some("" | "asc") => false,
-                Some("desc") => true,
-                Some(_) => return Err(Fault::parameter("order_direction", "must be asc or desc")),
-            },
-            text: given(&self.query),
-            platform: given(&self.platform),
-            is_clone: match self.clones.as_deref() {
-                None | Some("" | "false" | "0") => false,
-                Some("true" | "1") => true,
-                Some(_) => return Err(Fault::parameter("clones", "must be true or false")),
-            },
-            status: status(self.status.as_deref().unwrap_or_default())?,
-            now,
-            ..HostFilter::default()
-        })
-    }
-}
-
-/// A whole number in a parameter.
-pub(super) fn number(name: &str, text: Option<&str>) -> Result<Option<u32>, Fault> {
-    match text {
-        None | Some("") => Ok(None),
-        Some(text) => text
-            .parse()
-            .map(Some)
-            .map_err(|_| Fault::parameter(name, "must be a whole number")),
-    }
-}
-
-fn order(key: &str) -> Result<HostOrder, Fault> {
-    Ok(match key {
-        "" | "id" => HostOrder::Id,
-        "hostname" | "display_name" | "display_text" => HostOrder::Hostname,
-        "seen_time" => HostOrder::SeenAt,
-        "created_at" | "last_enrolled_at" => HostOrder::EnrolledAt,
-        "os_version" => HostOrder::OsVersion,
-        "osquery_version" => HostOrder::OsqueryVersion,
-        _ => {
-            return Err(Fault::parameter(
-                "order_key",
-                "must be id, hostname, seen_time, last_enrolled_at, os_version or osquery_version",
-            ));
-        }
-    })
-}
-
-fn status(word: &str) -> Result<Option<HostStatus>, Fault> {
-    Ok(Some(match word {
-        "" | "all" => return Ok(None),
-        "online" => HostStatus::Online,
-        "offline" => HostStatus::Offline,
-        "mia" | "missing" => HostStatus::Mia,
-        "new" => HostStatus::New,
-        _ => {
-            return Err(Fault::parameter(
-                "status",
-                "must be online, offline, mia or new",
-            ));
-        }
-    }))
-}
-
 /// `GET /hosts`
 pub(super) async fn list(State(office): Ask, Query(parameters): Query<Parameters>) -> Reply {
-    let now = now();
-    let filter = parameters.filter(now)?;
-    let rows = office.deps.store.reports().host_list(&filter).await?;
+    list_of(&office, &parameters.filter(now())?).await
+}
+
+/// `GET /labels/{id}/hosts`
+pub(super) async fn of_label(
+    State(office): Ask,
+    Path(id): Path<String>,
+    Query(parameters): Query<Parameters>,
+) -> Reply {
+    let label = labels::find(&office, &id).await?;
+    let filter = HostFilter {
+        label: Some(label.id),
+        ..parameters.filter(now())?
+    };
+    list_of(&office, &filter).await
+}
+
+async fn list_of(office: &Office, filter: &HostFilter) -> Reply {
+    let rows = page(office, filter).await?;
     let hosts: Vec<Value> = rows
         .iter()
-        .map(|row| Value::Object(body(&office, row, now)))
+        .map(|row| Value::Object(body(office, row, filter.now)))
         .collect();
     Ok(Json(json!({ "hosts": hosts })))
 }
 
+/// A page of hosts: chosen in memory and read by their ids, or all by the store while memory has not all of them.
+pub(super) async fn page(office: &Office, filter: &HostFilter) -> Result<Vec<HostRow>, Fault> {
+    let reports = office.deps.store.reports();
+    Ok(match office.deps.agents.select(filter).await {
+        Some(selection) => reports.host_rows(&selection.hosts).await?,
+        None => reports.host_list(filter).await?,
+    })
+}
+
+/// Hosts that a filter lets pass, on all pages.
+pub(super) async fn total(office: &Office, filter: HostFilter) -> Result<u64, Fault> {
+    let filter = HostFilter {
+        page: 0,
+        per_page: 0,
+        ..filter
+    };
+    Ok(match office.deps.agents.select(&filter).await {
+        Some(selection) => selection.count,
+        None => office.deps.store.reports().host_count_of(&filter).await?,
+    })
+}
+
 /// `GET /hosts/count`, with the filters of the list.
 pub(super) async fn count(State(office): Ask, Query(parameters): Query<Parameters>) -> Reply {
-    let mut filter = HostFilter {
-        per_page: PER_PAGE_MAX,
-        page: 0,
-        order: HostOrder::Id,
-        is_descending: false,
-        ..parameters.filter(now())?
-    };
-    let store = office.deps.store.reports();
-    let is_filtered = filter.text.is_some()
-        || filter.platform.is_some()
-        || filter.status.is_some()
-        || filter.is_clone;
-    if !is_filtered {
-        return Ok(Json(json!({ "count": store.host_count().await? })));
-    }
-    let mut count = 0;
-    loop {
-        let rows = store.host_list(&filter).await?;
-        count += rows.len();
-        match rows.last() {
-            Some(last) => filter.after = Some(last.id),
-            None => return Ok(Json(json!({ "count": count }))),
-        }
-    }
+    let count = total(&office, parameters.filter(now())?).await?;
+    Ok(Json(json!({ "count": count })))
+}
+
+/// `GET /host_summary`
+pub(super) async fn summary(State(office): Ask) -> Reply {
+    let summary = office.deps.agents.summary(now()).await;
+    let summary = summary.ok_or_else(Fault::not_loaded)?;
+    let platforms: Vec<Value> = summary
+        .platforms
+        .iter()
+        .map(|(platform, hosts)| json!({"platform": platform, "hosts_count": hosts}))
+        .collect();
+    let labels: Vec<Value> = specs::label_rows(&office)
+        .await?
+        .iter()
+        .filter(|label| label.spec.label_type == LabelType::Builtin)
+        .map(labels::brief)
+        .collect();
+    let counts = summary.counts;
+    Ok(Json(json!({
+        "team_id": null,
+        "totals_hosts_count": counts.enrolled,
+        "online_count": counts.online,
+        // Fleet's counts hosts that are missing here as well.
+        "offline_count": counts.offline + counts.mia,
+        "mia_count": counts.mia,
+        "missing_30_days_count": counts.mia,
+        "new_count": counts.new,
+        "all_linux_count": summary.linux,
+        "builtin_labels": labels,
+        "platforms": platforms,
+    })))
 }
 
 /// `GET /hosts/identifier/{name}`: by identifier, host name or hardware UUID.
@@ -173,12 +134,71 @@ async fn show(office: &Office, name: &str) -> Reply {
 /// `DELETE /hosts/{id}`: the host's key becomes invalid, so a living agent enrolls again.
 pub(super) async fn delete(State(office): Ask, Path(id): Path<String>) -> Reply {
     let id = host_id(&id)?;
-    if office.deps.store.delete_host(id).await?.is_none() {
+    if delete_all(&office, &[id]).await? == 0 {
         return Err(Fault::not_found(format_args!("host {id}")));
     }
-    tracing::info!(host = %id, "operator deleted a host");
-    apply::wake(&office.deps).await;
     Ok(Json(json!({})))
+}
+
+/// `POST /hosts/delete`: `{"ids": […]}` or `{"filters": {…}}`, never everything by an empty one.
+pub(super) async fn delete_many(State(office): Ask, body: Payload) -> Reply {
+    let wanted: Doomed = body.read()?;
+    let ids = match (&wanted.ids, &wanted.filters) {
+        (ids, None) if !ids.is_empty() => ids.clone(),
+        (ids, Some(filters)) if ids.is_empty() => filtered(&office, filters).await?,
+        _ => return Err(Fault::unreadable("the body needs either ids or filters")),
+    };
+    if ids.len() > DELETED_MAX {
+        let reason = format!("{} hosts; at most {DELETED_MAX} at a time", ids.len());
+        return Err(Fault::invalid(vec![Reason::new("ids", reason)]));
+    }
+    let deleted = delete_all(&office, &ids).await?;
+    Ok(Json(json!({ "deleted": deleted })))
+}
+
+/// Whom to delete.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Doomed {
+    ids: Vec<HostId>,
+    filters: Option<Value>,
+}
+
+async fn filtered(office: &Office, filters: &Value) -> Result<Vec<HostId>, Fault> {
+    let filter = HostFilter {
+        per_page: PER_PAGE_MAX,
+        ..Parameters::of_filters(filters)?.filter(now())?
+    };
+    let is_any = filter.text.is_some()
+        || filter.status.is_some()
+        || filter.platform.is_some()
+        || filter.label.is_some()
+        || filter.is_clone;
+    if !is_any {
+        return Err(Fault::unreadable("filters must name something"));
+    }
+    let count = total(office, filter.clone()).await?;
+    if count > u64::from(PER_PAGE_MAX) {
+        let reason = format!("{count} hosts; at most {DELETED_MAX} at a time");
+        return Err(Fault::invalid(vec![Reason::new("filters", reason)]));
+    }
+    let rows = page(office, &filter).await?;
+    Ok(rows.iter().map(|row| row.id).collect())
+}
+
+/// Deletes the hosts that there are, and tells their number.
+async fn delete_all(office: &Office, ids: &[HostId]) -> Result<usize, Fault> {
+    let mut deleted = 0;
+    for part in ids.chunks(DELETED_AT_ONCE) {
+        let states = office.deps.store.delete_hosts(part).await?;
+        office.deps.agents.forget(&states);
+        for state in &states {
+            tracing::info!(host = %state.id, "operator deleted a host");
+        }
+        deleted += states.len();
+    }
+    apply::wake(&office.deps).await;
+    Ok(deleted)
 }
 
 /// `POST /hosts/{id}/refetch`: details and labels become due at once.
@@ -197,7 +217,8 @@ fn host_id(text: &str) -> Result<HostId, Fault> {
         .map_err(|_| Fault::not_found(format_args!("host {text:?}")))
 }
 
-fn body(office: &Office, row: &HostRow, now: UnixSeconds) -> Map<String, Value> {
+/// A host in a list.
+pub(super) fn body(office: &Office, row: &HostRow, now: UnixSeconds) -> Map<String, Value> {
     let columns = &row.columns;
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let number = |number: Option<i64>| number.unwrap_or_default();

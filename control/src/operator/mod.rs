@@ -15,17 +15,23 @@ mod check;
 mod fault;
 mod guard;
 mod health;
+mod host_filter;
 mod hosts;
+mod labels;
 mod listen;
 mod members;
 mod pack;
+mod packs;
+mod pages;
 mod payload;
 mod plan;
+mod queries;
 mod roles;
 mod routes;
 mod settings;
 mod spec;
 mod specs;
+mod targets;
 mod version;
 
 #[cfg(test)]
@@ -37,7 +43,7 @@ use fleet_protocol::config::Config;
 use fleet_protocol::slot::Gateway;
 use fleet_protocol::trusted_proxies::TrustedProxies;
 use tokio::net::UnixListener;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::agents::Agents;
 use crate::bus::Bus;
@@ -49,6 +55,9 @@ use listen::{Door, Side};
 
 /// Largest request body, bytes.
 pub(crate) const BODY_BYTES_MAX: usize = 16 << 20;
+
+/// Blocks of carves that are read for operators at a time; each may have some megabytes.
+const BLOCKS_MAX: usize = 4;
 
 /// What this side needs of the rest of control.
 pub(crate) struct Deps {
@@ -69,6 +78,18 @@ struct Office {
     deps: Deps,
     /// One plan is made and carried out at a time, so that it fits what it was made for.
     turn: Mutex<()>,
+    /// Blocks of carves that are in memory at a time.
+    blocks: Semaphore,
+}
+
+impl Office {
+    fn new(deps: Deps) -> Self {
+        Self {
+            deps,
+            turn: Mutex::new(()),
+            blocks: Semaphore::new(BLOCKS_MAX),
+        }
+    }
 }
 
 /// Serves both sockets until `drain` turns true and open requests have had a moment to finish.
@@ -83,10 +104,7 @@ pub(crate) async fn serve(
     // The supervisor has validated it; what it cannot read believes nobody.
     let trusted_proxies: TrustedProxies = server.trusted_proxies.parse().unwrap_or_default();
     let is_shared = !server.tls || trusted_proxies != TrustedProxies::Nobody;
-    let office = Arc::new(Office {
-        deps,
-        turn: Mutex::new(()),
-    });
+    let office = Arc::new(Office::new(deps));
     let remote = Door {
         side: Side::Tunnel,
         router: routes::router(Arc::clone(&office), Side::Tunnel),

@@ -5,7 +5,8 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use serde::Deserialize;
-use serde_json::Value;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use tokio::time::timeout;
 
 use super::fault::Fault;
@@ -30,11 +31,23 @@ impl<S: Send + Sync> FromRequest<S> for Payload {
 }
 
 impl Payload {
+    /// The whole body as a value of that shape.
+    pub(super) fn read<T: DeserializeOwned>(self) -> Result<T, Fault> {
+        serde_json::from_value(self.0)
+            .map_err(|error| Fault::unreadable(format!("the body is not as it should be: {error}")))
+    }
+
+    /// The members of the body.
+    pub(super) fn members(self) -> Result<Map<String, Value>, Fault> {
+        match self.0 {
+            Value::Object(members) => Ok(members),
+            _ => Err(Fault::unreadable("the body must be a JSON object")),
+        }
+    }
+
     /// The value of the only member `name`.
     pub(super) fn only(self, name: &str) -> Result<Value, Fault> {
-        let Value::Object(mut members) = self.0 else {
-            return Err(Fault::unreadable("the body must be a JSON object"));
-        };
+        let mut members = self.members()?;
         let value = members
             .shift_remove(name)
             .ok_or_else(|| Fault::unreadable(format!("the body lacks the member {name:?}")))?;

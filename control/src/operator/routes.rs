@@ -16,7 +16,10 @@ use super::fault::Fault;
 use super::guard::{self, Guard};
 use super::listen::Side;
 use super::roles::Least::{self, Admin, Anyone, Maintainer, Nobody, Observer};
-use super::{BODY_BYTES_MAX, Office, addresses, apply, carves, health, hosts, specs, version};
+use super::{
+    BODY_BYTES_MAX, Office, addresses, apply, carves, health, hosts, labels, packs, queries, specs,
+    targets, version,
+};
 
 /// Versions of Fleet's API that clients ask for; all are the same here. The last one is of clients from before Fleet 4.
 const API: [&str; 4] = [
@@ -45,6 +48,8 @@ pub(super) fn api() -> Vec<Route> {
         get("/version", Anyone, version::show),
         get("/hosts", Observer, hosts::list),
         get("/hosts/count", Observer, hosts::count),
+        post("/hosts/delete", Maintainer, hosts::delete_many),
+        get("/host_summary", Observer, hosts::summary),
         get("/hosts/identifier/{name}", Observer, hosts::by_name),
         get("/hosts/{id}", Observer, hosts::by_id),
         delete("/hosts/{id}", Maintainer, hosts::delete),
@@ -68,8 +73,33 @@ pub(super) fn api() -> Vec<Route> {
         post("/spec/options", Admin, apply::options),
         get("/spec/enroll_secret", Maintainer, specs::enroll_secret),
         post("/spec/enroll_secret", Maintainer, apply::enroll_secret),
+        post("/spec/teams", Admin, apply::unsupported),
+        post("/spec/policies", Maintainer, apply::unsupported),
+        get("/labels", Observer, labels::list),
+        post("/labels", Maintainer, labels::create),
+        get("/labels/summary", Observer, labels::summary),
+        get("/labels/{name}", Observer, labels::show),
+        patch("/labels/{name}", Maintainer, labels::change),
+        get("/labels/{name}/hosts", Observer, hosts::of_label),
+        delete("/labels/id/{id}", Maintainer, labels::delete),
+        get("/queries", Observer, queries::list),
+        post("/queries", Maintainer, queries::create),
+        post("/queries/delete", Maintainer, queries::delete_many),
+        get("/queries/{name}", Observer, queries::show),
+        patch("/queries/{name}", Maintainer, queries::change),
+        delete("/queries/id/{id}", Maintainer, queries::delete),
+        get("/packs", Maintainer, packs::list),
+        post("/packs", Maintainer, packs::create),
+        get("/packs/{name}", Maintainer, packs::show),
+        get("/packs/{name}/scheduled", Maintainer, packs::scheduled),
+        patch("/packs/{name}", Maintainer, packs::change),
+        delete("/packs/id/{id}", Maintainer, packs::delete),
+        post("/targets", Observer, targets::search),
+        post("/targets/count", Observer, targets::count),
         get("/carves", Admin, carves::list),
         get("/carves/{id}", Admin, carves::show),
+        get("/carves/{id}/block/{number}", Admin, carves::block),
+        get("/carves/{id}/download", Admin, carves::download),
         get("/gateway/addresses", Observer, addresses::list),
     ]
 }

@@ -99,6 +99,20 @@ fn twins<'s>(kind: &str, names: impl Iterator<Item = &'s String>, problems: &mut
     }
 }
 
+/// The name that a document gives itself; empty without one.
+pub(super) fn name_of(document: &Value) -> String {
+    let name = document.get("name").and_then(Value::as_str);
+    name.unwrap_or_default().to_owned()
+}
+
+/// A document with the members of another one; null leaves what is there.
+pub(super) fn patched(mut document: Value, patch: Value) -> Value {
+    if let (Value::Object(members), Value::Object(patch)) = (&mut document, patch) {
+        members.extend(patch.into_iter().filter(|(_, value)| !value.is_null()));
+    }
+    document
+}
+
 /// How problems call a document.
 pub(super) fn subject(kind: &str, value: &Value) -> String {
     match value.get("name").and_then(Value::as_str) {

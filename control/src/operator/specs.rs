@@ -31,14 +31,7 @@ pub(super) async fn query(State(office): Ask, Path(name): Path<String>) -> Reply
 /// `DELETE /queries/{name}`
 pub(super) async fn delete_query(State(office): Ask, Path(name): Path<String>) -> Reply {
     let _turn = office.turn.lock().await;
-    let packs = office.deps.store.packs().await?;
-    let uses = |pack: &&Pack| {
-        let queries = &pack.spec.queries;
-        queries
-            .iter()
-            .any(|query| query.sql.is_none() && query.query == name)
-    };
-    refuse_if_used("query", &name, packs.iter().filter(uses))?;
+    refuse_used_query(&office, &name).await?;
     let is_deleted = office.deps.store.delete_query(&name).await?;
     deleted(&office, is_deleted, "query", &name).await
 }
@@ -66,7 +59,7 @@ pub(super) async fn delete_pack(State(office): Ask, Path(name): Path<String>) ->
 /// `GET /spec/labels`
 pub(super) async fn labels(State(office): Ask) -> Reply {
     let mut bodies = Vec::new();
-    for row in office.deps.store.reports().labels().await? {
+    for row in label_rows(&office).await? {
         bodies.push(label_body(&office, row).await?);
     }
     Ok(specs(bodies.into_iter()))
@@ -74,7 +67,7 @@ pub(super) async fn labels(State(office): Ask) -> Reply {
 
 /// `GET /spec/labels/{name}`
 pub(super) async fn label(State(office): Ask, Path(name): Path<String>) -> Reply {
-    let rows = office.deps.store.reports().labels().await?;
+    let rows = label_rows(&office).await?;
     let body = match rows.into_iter().find(|row| row.spec.name == name) {
         Some(row) => Some(label_body(&office, row).await?),
         None => None,
@@ -85,7 +78,7 @@ pub(super) async fn label(State(office): Ask, Path(name): Path<String>) -> Reply
 /// `DELETE /labels/{name}`
 pub(super) async fn delete_label(State(office): Ask, Path(name): Path<String>) -> Reply {
     let _turn = office.turn.lock().await;
-    let labels = office.deps.store.labels().await?;
+    let labels = office.deps.store.label_specs().await?;
     let is_builtin =
         |row: &Label| row.spec.name == name && row.spec.label_type == LabelType::Builtin;
     if labels.iter().any(is_builtin) {
@@ -174,6 +167,20 @@ fn pack_body(row: &Pack) -> Value {
     with_id(row.id.0, packs_text::document(&row.spec))
 }
 
+/// Every label with the number of its members: from memory, where it is known, since the store would count all of them.
+pub(super) async fn label_rows(office: &Office) -> Result<Vec<Label>, Fault> {
+    let counts = office.deps.agents.label_counts();
+    let reports = office.deps.store.reports();
+    if counts.is_empty() {
+        return Ok(reports.labels().await?);
+    }
+    let mut rows = reports.label_specs().await?;
+    for row in &mut rows {
+        row.host_count = counts.get(&row.id).copied().unwrap_or_default();
+    }
+    Ok(rows)
+}
+
 async fn label_body(office: &Office, mut row: Label) -> Result<Value, Fault> {
     if row.spec.label_membership_type == LabelMembership::Manual {
         row.spec.hosts = Some(apply::members(&office.deps.store, row.id).await?);
@@ -183,6 +190,22 @@ async fn label_body(office: &Office, mut row: Label) -> Result<Value, Fault> {
         members.insert("host_count".into(), row.host_count.into());
     }
     Ok(body)
+}
+
+/// Whether a pack refers to the named query.
+pub(super) fn uses_query(pack: &Pack, name: &str) -> bool {
+    let mut queries = pack.spec.queries.iter();
+    queries.any(|query| query.sql.is_none() && query.query == name)
+}
+
+/// Refuses what would take a query from the packs that refer to it.
+pub(super) async fn refuse_used_query(office: &Office, name: &str) -> Result<(), Fault> {
+    let packs = office.deps.store.packs().await?;
+    refuse_if_used(
+        "query",
+        name,
+        packs.iter().filter(|pack| uses_query(pack, name)),
+    )
 }
 
 fn refuse_if_used<'p>(

@@ -11,13 +11,16 @@ use super::error::{Fault, Result};
 use super::pools::Purpose;
 use super::session::Session;
 use super::value::{Arg, Row};
-use crate::model::host::{HostState, shortest_interval_s};
+#[cfg(test)]
+use crate::model::host::HostFilter;
+use crate::model::host::{HostNames, HostState, shortest_interval_s};
 use crate::model::label::LabelId;
 
 /// The columns of a [`HostState`].
 pub(super) const HOST_STATE: &str = "SELECT h.id, h.node_key_hash, h.enrolled_at, d.platform, \
     d.detail_updated_at, d.label_updated_at, d.refetch_requested, \
-    d.distributed_interval, d.config_refresh \
+    d.distributed_interval, d.config_refresh, h.identifier, d.hostname, d.computer_name, \
+    d.hardware_uuid, d.hardware_serial, d.primary_ip, d.public_ip, d.os_version, d.osquery_version \
     FROM hosts h LEFT JOIN host_details d ON d.host_id = h.id";
 
 /// Reads [`HOST_STATE`]; labels come apart.
@@ -32,6 +35,17 @@ pub(super) fn read_state(row: &Row) -> StdResult<HostState, Fault> {
         refetch_requested: row.bool(6)?,
         interval_s: shortest_interval_s([row.int_or_null(7)?, row.int_or_null(8)?]),
         labels: vec![LabelId::ALL_HOSTS],
+        names: Some(Box::new(HostNames {
+            identifier: row.text(9)?,
+            hostname: row.text(10)?,
+            computer_name: row.text(11)?,
+            hardware_uuid: row.text(12)?,
+            hardware_serial: row.text(13)?,
+            primary_ip: row.text(14)?,
+            public_ip: row.text(15)?,
+            os_version: row.text(16)?,
+            osquery_version: row.text(17)?,
+        })),
     })
 }
 
@@ -139,13 +153,7 @@ impl Store {
     /// How many hosts are enrolled.
     #[cfg(test)]
     pub(crate) async fn host_count(&self) -> Result<u64> {
-        self.host_count_for(Purpose::Read).await
-    }
-
-    pub(super) async fn host_count_for(&self, purpose: Purpose) -> Result<u64> {
-        let mut session = self.session(purpose).await?;
-        let sql = "SELECT COUNT(*) FROM hosts";
-        let row = session.row("host_count", sql, &[]).await?;
-        Ok(row.map_or(Ok(0), |row| row.u64(0))?)
+        self.host_count_of(Purpose::Read, &HostFilter::default())
+            .await
     }
 }

@@ -229,6 +229,8 @@ impl Plan {
                 refetch_requested: true,
                 enrolled_at: enrollment.at,
                 interval_s: 0,
+                // Read again by whoever follows the changes.
+                names: None,
             },
             previous_key,
             identity,

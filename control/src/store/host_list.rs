@@ -1,5 +1,6 @@
 //! What operators see of hosts, and what they do to one.
 
+use std::collections::HashMap;
 use std::result::Result as StdResult;
 
 use fleet_protocol::ids::HostId;
@@ -18,7 +19,7 @@ use crate::model::change::ChangeKind;
 use crate::model::enrollment::{CERTIFIED_INSTANCE, is_certified_instance};
 use crate::model::host::{
     CLONES_SHOWN_MAX, HostDetail, HostFilter, HostOrder, HostRow, HostState, HostStatus,
-    INTERVAL_UNKNOWN_S, MIA_AFTER_S, NEW_FOR_S, ONLINE_BUFFER_S,
+    INTERVAL_UNKNOWN_S, MIA_AFTER_S, NEW_FOR_S, ONLINE_BUFFER_S, SortValue,
 };
 use crate::model::label::LabelId;
 
@@ -55,6 +56,35 @@ impl Store {
         Ok(row.map_or(Ok(0), |row| row.u64(0))?)
     }
 
+    /// Hosts that the filter lets pass, on all pages.
+    pub(super) async fn host_count_of(&self, purpose: Purpose, filter: &HostFilter) -> Result<u64> {
+        let pattern = filter.text.as_deref().map(like_pattern);
+        let (conditions, args) = self.conditions(filter, pattern.as_deref());
+        let sql = format!("SELECT COUNT(*) {FROM} WHERE {conditions}");
+        let mut session = self.session(purpose).await?;
+        let row = session.row("host_count_of", sql, &args).await?;
+        Ok(row.map_or(Ok(0), |row| row.u64(0))?)
+    }
+
+    /// These hosts, in this order; those that do not exist are left out.
+    pub(super) async fn host_rows(&self, purpose: Purpose, ids: &[HostId]) -> Result<Vec<HostRow>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let args: Vec<Arg<'_>> = ids.iter().map(|id| (*id).into()).collect();
+        let sql = format!(
+            "SELECT {HOST_ROW}, {} {FROM} WHERE h.id IN ({{}})",
+            columns::select_list(),
+        );
+        let mut session = self.session(purpose).await?;
+        let mut found = HashMap::with_capacity(ids.len());
+        for row in session.rows_in("host_rows", &sql, &args).await? {
+            let row = read_row(&row)?;
+            found.insert(row.id, row);
+        }
+        Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
+    }
+
     /// One page of hosts.
     pub(crate) async fn host_list(&self, filter: &HostFilter) -> Result<Vec<HostRow>> {
         self.host_list_for(Purpose::Read, filter).await
@@ -68,14 +98,7 @@ impl Store {
         let pattern = filter.text.as_deref().map(like_pattern);
         let (conditions, args) = self.conditions(filter, pattern.as_deref());
         let direction = if filter.is_descending { "DESC" } else { "ASC" };
-        let order = match filter.order {
-            HostOrder::Id => "h.id",
-            HostOrder::Hostname => "d.hostname",
-            HostOrder::SeenAt => HEARD_AT,
-            HostOrder::EnrolledAt => "h.enrolled_at",
-            HostOrder::OsVersion => "d.os_version",
-            HostOrder::OsqueryVersion => "d.osquery_version",
-        };
+        let order = order_column(filter.order);
         let per_page = match filter.per_page {
             0 => PER_PAGE,
             rows => rows.min(PER_PAGE_MAX),
@@ -104,6 +127,19 @@ impl Store {
             conditions.push("h.id > ?".into());
             args.push(after.into());
         }
+        if let Some(value) = &filter.beyond {
+            let order = order_column(filter.order);
+            conditions.push(if filter.is_descending {
+                // What was never told comes last.
+                format!("({order} < ? OR {order} IS NULL)")
+            } else {
+                format!("{order} > ?")
+            });
+            args.push(match value {
+                SortValue::Number(number) => (*number).into(),
+                SortValue::Text(text) => text.as_str().into(),
+            });
+        }
         if let Some(platform) = &filter.platform {
             conditions.push("d.platform = ?".into());
             args.push(platform.as_str().into());
@@ -118,6 +154,7 @@ impl Store {
         if let Some(pattern) = pattern {
             let columns = [
                 "d.hostname",
+                "d.computer_name",
                 "h.identifier",
                 "d.hardware_uuid",
                 "d.hardware_serial",
@@ -200,8 +237,17 @@ impl Store {
     }
 
     /// Its state before; `None` when there was none.
+    #[cfg(test)]
     pub(crate) async fn delete_host(&self, host: HostId) -> Result<Option<HostState>> {
-        transaction!(self, session, delete_once(&mut session, host))
+        Ok(self.delete_hosts(&[host]).await?.pop())
+    }
+
+    /// The state before of those that there were.
+    pub(crate) async fn delete_hosts(&self, hosts: &[HostId]) -> Result<Vec<HostState>> {
+        if hosts.is_empty() {
+            return Ok(Vec::new());
+        }
+        transaction!(self, session, delete_once(&mut session, hosts))
     }
 
     /// False when there is no such host.
@@ -221,32 +267,54 @@ impl Store {
 
 async fn delete_once(
     session: &mut Session<'_>,
-    host: HostId,
-) -> StdResult<Option<HostState>, Fault> {
+    hosts: &[HostId],
+) -> StdResult<Vec<HostState>, Fault> {
     // Keeps an enrolment of the same host from slipping in between.
     session.advance("hosts", 0).await?;
-    let sql = format!("{HOST_STATE} WHERE h.id = ?");
-    let Some(row) = session.row("hosts_by_ids", sql, &[host.into()]).await? else {
-        return Ok(None);
-    };
-    let mut states = [read_state(&row)?];
+    let mut hosts = hosts.to_vec();
+    hosts.sort_unstable();
+    hosts.dedup();
+    let ids: Vec<Arg<'_>> = hosts.iter().map(|host| (*host).into()).collect();
+    let sql = format!("{HOST_STATE} WHERE h.id IN ({{}})");
+    let mut states = Vec::new();
+    for row in session.rows_in("hosts_by_ids", &sql, &ids).await? {
+        states.push(read_state(&row)?);
+    }
+    states.sort_unstable_by_key(|state: &HostState| state.id);
+    states.dedup_by_key(|state| state.id);
+    if states.is_empty() {
+        return Ok(states);
+    }
     add_labels(session, &mut states).await?;
     for sql in [
-        "DELETE FROM hosts WHERE id = ?",
-        "DELETE FROM host_details WHERE host_id = ?",
-        "DELETE FROM host_seen WHERE host_id = ?",
-        "DELETE FROM label_membership WHERE host_id = ?",
+        "DELETE FROM hosts WHERE id IN ({})",
+        "DELETE FROM host_details WHERE host_id IN ({})",
+        "DELETE FROM host_seen WHERE host_id IN ({})",
+        "DELETE FROM label_membership WHERE host_id IN ({})",
     ] {
-        session.execute("host_delete", sql, &[host.into()]).await?;
+        session.execute_in("host_delete", sql, &ids).await?;
     }
-    let [state] = states;
-    let change = NewChange {
-        kind: ChangeKind::HostDeleted,
-        subject: i64::from(host.0),
-        key: Some(state.key),
-    };
-    write_changes(session, &[change]).await?;
-    Ok(Some(state))
+    let changes: Vec<NewChange> = states
+        .iter()
+        .map(|state| NewChange {
+            kind: ChangeKind::HostDeleted,
+            subject: i64::from(state.id.0),
+            key: Some(state.key),
+        })
+        .collect();
+    write_changes(session, &changes).await?;
+    Ok(states)
+}
+
+fn order_column(order: HostOrder) -> &'static str {
+    match order {
+        HostOrder::Id => "h.id",
+        HostOrder::Hostname => "d.hostname",
+        HostOrder::SeenAt => HEARD_AT,
+        HostOrder::EnrolledAt => "h.enrolled_at",
+        HostOrder::OsVersion => "d.os_version",
+        HostOrder::OsqueryVersion => "d.osquery_version",
+    }
 }
 
 fn read_row(row: &Row) -> StdResult<HostRow, Fault> {

@@ -25,9 +25,42 @@ pub(super) const LABELS: Table = Table {
 };
 
 impl Store {
-    /// Every label, the built-in ones included, by name.
+    /// Every label, the built-in ones included, by name; without their members' number, for which the engine reads all
+    /// memberships.
+    pub(crate) async fn label_specs(&self) -> Result<Vec<Label>> {
+        self.label_specs_for(Purpose::Read).await
+    }
+
+    pub(super) async fn label_specs_for(&self, purpose: Purpose) -> Result<Vec<Label>> {
+        let mut session = self.session(purpose).await?;
+        let stored = specs::list::<LabelSpec>(&mut session, LABELS).await?;
+        Ok(stored
+            .into_iter()
+            .map(|stored| Label {
+                id: LabelId(stored.id),
+                spec: stored.spec,
+                host_count: 0,
+                updated_at: stored.updated_at,
+            })
+            .collect())
+    }
+
+    /// The same with their members' number.
+    #[cfg(test)]
     pub(crate) async fn labels(&self) -> Result<Vec<Label>> {
         self.labels_for(Purpose::Read).await
+    }
+
+    /// Another name for a label that there is. `Invalid` when it is built in, or the name is taken.
+    pub(crate) async fn rename_label(&self, from: &str, to: &str) -> Result<bool> {
+        specs::check_names("label", [to].into_iter())?;
+        transaction!(self, session, async {
+            let is_renamed = specs::rename(&mut session, LABELS, from, to).await?;
+            if is_renamed {
+                write_changes(&mut session, &[NewChange::of(ChangeKind::Specs)]).await?;
+            }
+            Ok(is_renamed)
+        })
     }
 
     pub(super) async fn labels_for(&self, purpose: Purpose) -> Result<Vec<Label>> {

@@ -89,6 +89,18 @@ impl Store {
         transaction!(self, session, apply_once(&mut session, specs))
     }
 
+    /// Another name for a pack. `Invalid` when the name is taken.
+    pub(crate) async fn rename_pack(&self, from: &str, to: &str) -> Result<bool> {
+        specs::check_names("pack", [to].into_iter())?;
+        transaction!(self, session, async {
+            let is_renamed = specs::rename(&mut session, PACKS, from, to).await?;
+            if is_renamed {
+                write_changes(&mut session, &[NewChange::of(ChangeKind::Specs)]).await?;
+            }
+            Ok(is_renamed)
+        })
+    }
+
     /// False when there was none.
     pub(crate) async fn delete_pack(&self, name: &str) -> Result<bool> {
         transaction!(self, session, async {

@@ -53,6 +53,18 @@ impl Store {
         })
     }
 
+    /// Another name for a query that no pack refers to. `Invalid` when the name is taken.
+    pub(crate) async fn rename_query(&self, from: &str, to: &str) -> Result<bool> {
+        specs::check_names("query", [to].into_iter())?;
+        transaction!(self, session, async {
+            let is_renamed = specs::rename(&mut session, QUERIES, from, to).await?;
+            if is_renamed {
+                write_changes(&mut session, &[NewChange::of(ChangeKind::Specs)]).await?;
+            }
+            Ok(is_renamed)
+        })
+    }
+
     /// False when there was none. Packs lose their references to it.
     pub(crate) async fn delete_query(&self, name: &str) -> Result<bool> {
         transaction!(self, session, async {

@@ -1,5 +1,7 @@
 //! What is shown to operators, and no decision hangs on: from a replica when one is level, else from the primary.
 
+use fleet_protocol::ids::HostId;
+
 use super::Store;
 use super::error::Result;
 use super::pools::Purpose;
@@ -27,8 +29,12 @@ impl Reports<'_> {
         self.0.host_detail_for(Purpose::Report, name).await
     }
 
-    pub(crate) async fn host_count(&self) -> Result<u64> {
-        self.0.host_count_for(Purpose::Report).await
+    pub(crate) async fn host_rows(&self, ids: &[HostId]) -> Result<Vec<HostRow>> {
+        self.0.host_rows(Purpose::Report, ids).await
+    }
+
+    pub(crate) async fn host_count_of(&self, filter: &HostFilter) -> Result<u64> {
+        self.0.host_count_of(Purpose::Report, filter).await
     }
 
     pub(crate) async fn queries(&self) -> Result<Vec<Query>> {
@@ -37,6 +43,10 @@ impl Reports<'_> {
 
     pub(crate) async fn packs(&self) -> Result<Vec<Pack>> {
         self.0.packs_for(Purpose::Report).await
+    }
+
+    pub(crate) async fn label_specs(&self) -> Result<Vec<Label>> {
+        self.0.label_specs_for(Purpose::Report).await
     }
 
     pub(crate) async fn labels(&self) -> Result<Vec<Label>> {

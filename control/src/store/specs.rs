@@ -8,6 +8,7 @@ use std::result::Result as StdResult;
 use fleet_protocol::ids::UnixSeconds;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
 use super::dialect::{Rule, Upsert};
 use super::error::{Error, Fault};
@@ -144,6 +145,40 @@ pub(super) async fn delete(
         .execute(table.write_statement, sql, &[id.into()])
         .await?;
     Ok(Some(id))
+}
+
+/// Gives a spec another name, under which it keeps its id; takes the lock. False when there is none.
+pub(super) async fn rename(
+    session: &mut Session<'_>,
+    table: Table,
+    from: &str,
+    to: &str,
+) -> StdResult<bool, Fault> {
+    lock(session).await?;
+    let known = ids(session, table).await?;
+    let Some(id) = known.get(from) else {
+        return Ok(false);
+    };
+    if known.contains_key(to) {
+        let text = format!("{} {to:?} exists already", table.noun);
+        return Err(Error::Invalid(text).into());
+    }
+    let sql = format!("SELECT spec FROM {} WHERE id = ?", table.name);
+    let row = session
+        .row(table.list_statement, sql, &[(*id).into()])
+        .await?;
+    let Some(row) = row else { return Ok(false) };
+    let mut spec: Map<String, Value> = serde_json::from_str(&row.text(0)?)
+        .map_err(|_| Error::Failed(format!("a {} in the database is not readable", table.noun)))?;
+    spec.insert("name".into(), to.into());
+    let text = Value::Object(spec).to_string();
+    let sql = format!(
+        "UPDATE {} SET name = ?, spec = ?, updated_at = ? WHERE id = ?",
+        table.name
+    );
+    let args = [to.into(), text.as_str().into(), now().into(), (*id).into()];
+    session.execute(table.write_statement, sql, &args).await?;
+    Ok(true)
 }
 
 /// Refuses names that are empty, too long, padded or there twice.

@@ -70,6 +70,7 @@ async fn documents_go_in_and_come_out_unchanged() {
         again.iter().all(|action| action.starts_with("none")),
         "{again:?}"
     );
+    bench.look().await;
     let label = bench.get("/spec/labels/manual").await;
     assert_eq!(label["spec"]["hosts"], json!(["id-web-1"]));
     assert_eq!(label["spec"]["host_count"], 1);

@@ -91,3 +91,95 @@ async fn hosts_are_found_and_deleted() {
     );
     assert_eq!(bench.get("/carves").await, json!({"carves": []}));
 }
+
+#[tokio::test]
+async fn hosts_are_paged_by_key_and_by_label() {
+    let bench = three_hosts().await;
+    let names = async |path: &str| -> Vec<String> {
+        let list = bench.get(path).await;
+        let hosts = list["hosts"].as_array().unwrap().iter();
+        hosts
+            .map(|host| host["hostname"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(names("/hosts?after=1").await, ["web-1", "db-1"]);
+    let path = "/hosts?order_key=hostname&order_direction=desc&after=web-2&per_page=1";
+    assert_eq!(names(path).await, ["web-1"]);
+    assert_eq!(names("/labels/1/hosts?query=db").await, ["db-1"]);
+    assert_eq!(names("/labels/7/hosts").await, [""; 0]);
+    assert_eq!(names("/hosts?platform=ubuntu&page=9").await, [""; 0]);
+    let body = json!({"name": "some", "hosts": ["web-1", "id-db-1"]});
+    let label = bench.send(Method::POST, "/labels", body).await["label"].clone();
+    assert_eq!(label["count"], 2);
+    assert_eq!(label["label_membership_type"], "manual");
+    bench.look().await;
+    let id = &label["id"];
+    let path = format!("/hosts?label_id={id}&order_key=hostname");
+    assert_eq!(names(&path).await, ["db-1", "web-1"]);
+    assert_eq!(
+        names(&format!("/labels/{id}/hosts?query=web")).await,
+        ["web-1"]
+    );
+    let count = bench.get(&format!("/hosts/count?label_id={id}")).await;
+    assert_eq!(count["count"], 2);
+    for wrong in [
+        "after=x",
+        "order_key=seen_time&after=soon",
+        "label_id=x",
+        "page=-1",
+    ] {
+        let (status, _) = bench
+            .fail(Method::GET, &format!("/hosts?{wrong}"), Value::Null)
+            .await;
+        assert_eq!(status, 400, "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn the_summary_counts_all_hosts() {
+    let bench = three_hosts().await;
+    let summary = bench.get("/host_summary").await;
+    for (name, count) in [
+        ("totals_hosts_count", 3),
+        ("online_count", 3),
+        ("offline_count", 0),
+        ("mia_count", 0),
+        ("new_count", 3),
+        ("all_linux_count", 3),
+    ] {
+        assert_eq!(summary[name], count, "{name}");
+    }
+    let platforms = json!([{"platform": "ubuntu", "hosts_count": 3}]);
+    assert_eq!(summary["platforms"], platforms);
+    assert_eq!(summary["builtin_labels"].as_array().unwrap().len(), 7);
+}
+
+#[tokio::test]
+async fn many_hosts_are_deleted_and_never_all_by_mistake() {
+    let bench = three_hosts().await;
+    let path = "/hosts/delete";
+    for wrong in [
+        json!({}),
+        json!({"ids": []}),
+        json!({"filters": {}}),
+        json!({"filters": {"status": null}}),
+        json!({"filters": {"query": ""}}),
+        json!({"filters": {"querry": "web"}}),
+        json!({"ids": [1], "filters": {"query": "web"}}),
+        json!({"ids": ["x"]}),
+    ] {
+        let (status, _) = bench.fail(Method::POST, path, wrong.clone()).await;
+        assert_eq!(status, 400, "{wrong}");
+    }
+    assert_eq!(bench.get("/hosts/count").await["count"], 3);
+    let body = json!({"filters": {"query": "web"}});
+    let deleted = bench.send(Method::POST, path, body).await;
+    assert_eq!(deleted["deleted"], 2);
+    // Memory knows at once, not only after the next look.
+    assert_eq!(bench.get("/hosts/count").await["count"], 1);
+    bench.look().await;
+    assert_eq!(bench.get("/hosts/count").await["count"], 1);
+    let body = json!({"ids": [1, 2, 3]});
+    let deleted = bench.send(Method::POST, path, body).await;
+    assert_eq!(deleted["deleted"], 1);
+}

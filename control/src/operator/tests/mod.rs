@@ -5,8 +5,10 @@ mod documents;
 mod doors;
 mod hosts;
 mod plan;
+mod resources;
 mod table;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use axum::Router;
@@ -41,10 +43,7 @@ impl Bench {
         let mut config = Config::default();
         configure(&mut config, directory.path());
         let deps = deps(config, directory.path()).await;
-        let office = Arc::new(Office {
-            deps,
-            turn: Mutex::new(()),
-        });
+        let office = Arc::new(Office::new(deps));
         Self { office, directory }
     }
 
@@ -64,6 +63,21 @@ impl Bench {
             .await;
         assert_eq!(status, StatusCode::OK, "{path}: {body}");
         body
+    }
+
+    /// The answer to a request that is right.
+    async fn send(&self, method: Method, path: &str, body: Value) -> Value {
+        let (status, body) = self.local(method, &format!("{P}{path}"), body).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {body}");
+        body
+    }
+
+    /// The status of a request that is wrong, and what is said of it.
+    async fn fail(&self, method: Method, path: &str, body: Value) -> (u16, String) {
+        let (status, body) = self.local(method, &format!("{P}{path}"), body).await;
+        assert!(status.is_client_error(), "{path}: {status} {body}");
+        assert!(body["error"].is_string(), "{body}");
+        (status.as_u16(), body["errors"].to_string())
     }
 
     /// Applies documents; the actions by kind and name.
@@ -108,7 +122,14 @@ impl Bench {
         };
         let store = &self.office.deps.store;
         let outcomes = store.enroll(&[enrollment], &|_| None).await.unwrap();
+        self.look().await;
         outcomes[0].host.id
+    }
+
+    /// Follows what the store has, as the process does all the time.
+    async fn look(&self) {
+        let agents = &self.office.deps.agents;
+        agents.look(&mut BTreeSet::new(), false).await.unwrap();
     }
 }
 

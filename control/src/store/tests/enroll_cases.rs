@@ -9,6 +9,7 @@ use super::{Bed, changes, enroll_one, enrollment, unseen};
 use crate::clones::ALIVE_UNKNOWN_S;
 use crate::model::change::ChangeKind;
 use crate::model::enrollment::Identity;
+use crate::model::host::HostState;
 use crate::model::label::{LabelId, LabelResult};
 use crate::store::Error;
 
@@ -50,8 +51,14 @@ pub(super) async fn enrolling_again_replaces_the_key(bed: &Bed) {
         .hosts_by_keys(&[third.host.key, first.host.key])
         .await
         .unwrap();
-    assert_eq!(stored, [third.host]);
     assert_eq!(store.hosts_after(HostId(0), 10).await.unwrap(), stored);
+    let unnamed = |host: &HostState| HostState {
+        names: None,
+        ..host.clone()
+    };
+    let named = stored[0].names.as_ref().unwrap();
+    assert_eq!(named.hostname, "a.example.com");
+    assert_eq!(stored.iter().map(unnamed).collect::<Vec<_>>(), [third.host]);
     assert_eq!(store.host_count().await, Ok(1));
 }
 
