@@ -22,7 +22,6 @@ pub(crate) use crate::agent_counters::AgentsStatistics;
 use crate::agent_counters::Counters;
 use crate::bus::Bus;
 use crate::campaigns::{self, Campaigns};
-use crate::directory::Entry;
 use crate::enroll::{IssuedKeys, SecretSet};
 use crate::feed::Subscription;
 use crate::host_config::{self, Specs};
@@ -69,27 +68,6 @@ pub(crate) struct Counts {
     pub(crate) mia: u64,
     /// Enrolled within 24 hours; each is in one of the other states too.
     pub(crate) new: u64,
-}
-
-impl Counts {
-    /// Counts one more.
-    pub(crate) fn add(&mut self, host: &Entry, now: UnixSeconds) {
-        let silence_s = now.0.saturating_sub(host.seen_at.max(host.enrolled_at).0);
-        let interval_s = match host.interval_s {
-            0 => INTERVAL_UNKNOWN_S,
-            seconds => u32::from(seconds),
-        };
-        self.enrolled += 1;
-        if silence_s <= interval_s.saturating_add(ONLINE_BUFFER_S) {
-            self.online += 1;
-        } else if silence_s >= MIA_AFTER_S {
-            self.mia += 1;
-        } else {
-            self.offline += 1;
-        }
-        let age_s = now.0.saturating_sub(host.enrolled_at.0);
-        self.new += u64::from(age_s < NEW_FOR_S);
-    }
 }
 
 /// See the module.

@@ -2,13 +2,14 @@
 //!
 //! Invariant: the roster is locked for a piece of the directory at a time, so that agents get their turns in between.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fleet_protocol::feed::CHANGES_PER_FEED_MAX;
-use fleet_protocol::ids::{HostId, UnixSeconds};
+use fleet_protocol::ids::UnixSeconds;
 
 use crate::agents::{Agents, Counts, lock};
+use crate::campaigns::Groups;
 use crate::directory::{Directory, Entry};
 use crate::labels::PlatformClass;
 use crate::model::host::{HostFilter, HostState, HostStatus, NEW_FOR_S};
@@ -26,39 +27,6 @@ pub(crate) struct Summary {
     pub(crate) linux: u64,
     /// By name; empty: not known yet.
     pub(crate) platforms: BTreeMap<String, u64>,
-}
-
-/// Whom to count: these hosts, and those in one of the labels.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Targets {
-    pub(crate) hosts: BTreeSet<HostId>,
-    pub(crate) labels: BTreeSet<LabelId>,
-    /// Built-in labels among them, which are told apart: a host must be in one of each sort, if there are both.
-    pub(crate) builtin: BTreeSet<LabelId>,
-}
-
-impl Targets {
-    fn cover(&self, directory: &Directory, host: &Entry) -> bool {
-        if self.hosts.contains(&host.id) {
-            return true;
-        }
-        if self.labels.is_empty() {
-            return false;
-        }
-        if self.labels.contains(&LabelId::ALL_HOSTS) {
-            return true;
-        }
-        let held = directory.labels(host.labels);
-        let is_in = |is_builtin: bool| {
-            let mut wanted = self
-                .labels
-                .iter()
-                .filter(|label| self.builtin.contains(label) == is_builtin)
-                .peekable();
-            wanted.peek().is_none() || wanted.any(|label| held.binary_search(label).is_ok())
-        };
-        is_in(true) && is_in(false)
-    }
 }
 
 impl Agents {
@@ -99,12 +67,12 @@ impl Agents {
     }
 
     /// How many hosts are targeted, by state; `None` while they are not loaded.
-    pub(crate) async fn target_counts(&self, targets: Targets, now: UnixSeconds) -> Option<Counts> {
+    pub(crate) async fn target_counts(&self, targets: Groups, now: UnixSeconds) -> Option<Counts> {
         self.walked(move |walk| {
             let mut counts = Counts::default();
             walk(&mut |directory, from, to| {
                 for host in directory.walk(from, to) {
-                    if targets.cover(directory, host) {
+                    if targets.takes(host.id.0, &directory.labels(host.labels)) {
                         counts.add(host, now);
                     }
                 }

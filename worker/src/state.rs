@@ -15,7 +15,9 @@ use fleet_protocol::agent::{Answer, Request, Route};
 use fleet_protocol::config::Config;
 use fleet_protocol::feed::{Change, Feed, Host, Load};
 use fleet_protocol::frame::MESSAGE_BYTES_MAX;
-use fleet_protocol::ids::{BootNonce, Generation, NodeKeyHash, RequestId, SlotIndex, UnixSeconds};
+use fleet_protocol::ids::{
+    BootNonce, Generation, HostId, NodeKeyHash, RequestId, SlotIndex, UnixSeconds,
+};
 use fleet_protocol::limits::{self, Allowed};
 use fleet_protocol::reject::Reject;
 use fleet_protocol::slot::StartWorker;

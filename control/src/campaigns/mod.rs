@@ -38,7 +38,6 @@ use crate::model::label::LabelId;
 use crate::roster::Roster;
 use crate::store::{self, Store};
 use state::{Known, State};
-use targets::Groups;
 
 #[allow(
     unused_imports,
@@ -46,6 +45,7 @@ use targets::Groups;
 )]
 pub(crate) use ring::{Cursor, HostResult};
 pub(crate) use state::{Incoming, campaign_of_name};
+pub(crate) use targets::Groups;
 #[allow(
     unused_imports,
     reason = "what viewers are told is for operators' doors"
@@ -256,7 +256,7 @@ impl Campaigns {
         let kinds: HashMap<_, _> = if targets.labels.is_empty() {
             HashMap::new()
         } else {
-            let labels = self.store.labels().await?.into_iter();
+            let labels = self.store.label_specs().await?.into_iter();
             labels
                 .map(|label| (label.id, label.spec.label_type))
                 .collect()

@@ -43,6 +43,15 @@ impl Groups {
         }
     }
 
+    /// The hosts that are in one of these labels, whatever their kinds.
+    pub(crate) fn any_of(labels: &[LabelId]) -> Self {
+        Self {
+            is_all: labels.contains(&LabelId::ALL_HOSTS),
+            custom: labels.iter().copied().collect(),
+            ..Self::default()
+        }
+    }
+
     /// Whether a host with these labels is asked.
     pub(crate) fn takes(&self, host: u32, labels: &[LabelId]) -> bool {
         if self.is_all || self.hosts.contains(&host) {

@@ -13,7 +13,7 @@ use super::payload::Payload;
 use super::spec::{self, Documents};
 use super::{Office, apply, hosts, pack as packs_text, specs};
 use crate::agents::now;
-use crate::lists::Targets;
+use crate::campaigns::Groups;
 use crate::model::label::{Label, LabelId};
 use crate::model::pack::Pack;
 
@@ -198,11 +198,7 @@ async fn body(office: &Office, pack: &Pack, labels: &[Label]) -> Result<Value, F
             .find(|label| label.id == *one)
             .map_or(0, |label| label.host_count),
         many => {
-            let targets = Targets {
-                labels: many.iter().copied().collect(),
-                // A pack is for the hosts of any of its labels.
-                ..Targets::default()
-            };
+            let targets = Groups::any_of(many);
             let counts = office.deps.agents.target_counts(targets, now()).await;
             counts.ok_or_else(Fault::not_loaded)?.enrolled
         }

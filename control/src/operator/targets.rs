@@ -13,9 +13,10 @@ use super::fault::{Fault, Reason};
 use super::payload::Payload;
 use super::{Office, hosts, labels, specs};
 use crate::agents::now;
-use crate::lists::Targets;
+use crate::campaigns::Groups;
+use crate::model::campaign::Targets;
 use crate::model::host::{HostFilter, HostOrder};
-use crate::model::label::{Label, LabelId, LabelType};
+use crate::model::label::{Label, LabelId};
 
 /// Hosts that one search shows.
 const HOSTS_SHOWN: u32 = 10;
@@ -42,25 +43,24 @@ struct Selected {
 }
 
 impl Selected {
-    fn targets(self, known: &[Label]) -> Result<Targets, Fault> {
+    fn targets(self) -> Result<Targets, Fault> {
         if self.teams.is_some_and(|teams| !teams.is_empty()) {
             let reason = "teams are not supported by this server";
             return Err(Fault::invalid(vec![Reason::new("selected", reason)]));
         }
-        let hosts: BTreeSet<HostId> = self.hosts.into_iter().flatten().collect();
+        let hosts: BTreeSet<u32> = self
+            .hosts
+            .into_iter()
+            .flatten()
+            .map(|host| host.0)
+            .collect();
         if hosts.len() > SELECTED_MAX {
             let reason = format!("lists {} hosts; at most {SELECTED_MAX} fit", hosts.len());
             return Err(Fault::invalid(vec![Reason::new("selected", reason)]));
         }
-        let is_builtin = |label: &&Label| label.spec.label_type == LabelType::Builtin;
         Ok(Targets {
             hosts,
             labels: self.labels.into_iter().flatten().collect(),
-            builtin: known
-                .iter()
-                .filter(is_builtin)
-                .map(|label| label.id)
-                .collect(),
         })
     }
 }
@@ -69,7 +69,7 @@ impl Selected {
 pub(super) async fn search(State(office): State<Arc<Office>>, body: Payload) -> Reply {
     let search: Search = body.read()?;
     let known = specs::label_rows(&office).await?;
-    let targets = search.selected.unwrap_or_default().targets(&known)?;
+    let targets = search.selected.unwrap_or_default().targets()?;
     let now = now();
     let filter = HostFilter {
         text: search.query.filter(|text| !text.is_empty()),
@@ -81,7 +81,7 @@ pub(super) async fn search(State(office): State<Arc<Office>>, body: Payload) -> 
     let rows = hosts::page(&office, &filter).await?;
     let shown: Vec<Value> = rows
         .iter()
-        .filter(|row| !targets.hosts.contains(&row.id))
+        .filter(|row| !targets.hosts.contains(&row.id.0))
         .take(usize::try_from(HOSTS_SHOWN).unwrap_or(usize::MAX))
         .map(|row| Value::Object(hosts::body(&office, row, now)))
         .collect();
@@ -90,7 +90,7 @@ pub(super) async fn search(State(office): State<Arc<Office>>, body: Payload) -> 
         .filter(|label| !targets.labels.contains(&label.id))
         .map(labels::body)
         .collect();
-    let mut answer = counts(&office, targets).await?;
+    let mut answer = counts(&office, &targets, &known).await?;
     if let Some(members) = answer.as_object_mut() {
         let targets = json!({"hosts": shown, "labels": found, "teams": []});
         members.insert("targets".into(), targets);
@@ -102,11 +102,19 @@ pub(super) async fn search(State(office): State<Arc<Office>>, body: Payload) -> 
 pub(super) async fn count(State(office): State<Arc<Office>>, body: Payload) -> Reply {
     let search: Search = body.read()?;
     let known = office.deps.store.reports().label_specs().await?;
-    let targets = search.selected.unwrap_or_default().targets(&known)?;
-    Ok(Json(counts(&office, targets).await?))
+    let targets = search.selected.unwrap_or_default().targets()?;
+    Ok(Json(counts(&office, &targets, &known).await?))
 }
 
-async fn counts(office: &Office, targets: Targets) -> Result<Value, Fault> {
+async fn counts(office: &Office, targets: &Targets, known: &[Label]) -> Result<Value, Fault> {
+    let kind_of = |id: LabelId| {
+        let label = known.iter().find(|label| label.id == id)?;
+        Some(label.spec.label_type)
+    };
+    let targets = Groups::of(targets, kind_of).map_err(|unknown| {
+        let reason = |id: &LabelId| Reason::new("selected", format!("label {id} does not exist"));
+        Fault::invalid(unknown.iter().map(reason).collect())
+    })?;
     let counts = office.deps.agents.target_counts(targets, now()).await;
     let counts = counts.ok_or_else(Fault::not_loaded)?;
     Ok(json!({
