@@ -19,6 +19,7 @@ macro_rules! row_id {
     };
 }
 
+pub(crate) mod activity;
 pub(crate) mod campaign;
 pub(crate) mod carve;
 pub(crate) mod change;

@@ -27,7 +27,6 @@ const SECTIONS: &[&str] = &[
     "s3",
     "sentry",
     "ses",
-    "session",
     "splunk",
     "upgrades",
     "vulnerabilities",

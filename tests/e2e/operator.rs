@@ -205,3 +205,160 @@ fn metrics_need_the_password_when_there_is_one() {
     assert_eq!(raw("prom:s3cret-word"), 200);
     assert!(!gateway.log().contains("s3cret-word"));
 }
+
+const ADMIN: &str = "ada@example.com";
+const ADMIN_PASSWORD: &str = "correct-horse-1";
+const API: &str = "/api/latest/fleet";
+
+/// A request as fleetctl sends it: the status and the JSON object.
+fn ask(
+    gateway: &Gateway,
+    token: &str,
+    method: &str,
+    path: &str,
+    body: &Value,
+) -> (u16, serde_json::Map<String, Value>) {
+    let body = if body.is_null() {
+        String::new()
+    } else {
+        body.to_string()
+    };
+    let raw = format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\
+         Content-Type: application/json\r\nAccept: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = gateway.https.send(raw.as_bytes()).unwrap();
+    (answer.status, answer.object())
+}
+
+fn login(gateway: &Gateway, email: &str, password: &str) -> (u16, String) {
+    let body = json!({"email": email, "password": password});
+    let (status, answer) = ask(gateway, "", "POST", &format!("{API}/login"), &body);
+    let token = answer.get("token").and_then(Value::as_str);
+    (status, token.unwrap_or_default().to_owned())
+}
+
+fn set_up(gateway: &Gateway) -> String {
+    let admin = json!({"admin": true, "name": "Ada", "email": ADMIN, "password": ADMIN_PASSWORD});
+    let body = json!({
+        "admin": admin, "org_info": {"org_name": "Example"}, "server_url": "https://fleet.example.com",
+    });
+    let (status, answer) = ask(gateway, "", "POST", "/api/v1/setup", &body);
+    assert_eq!(status, 200, "{answer:?}");
+    answer["token"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn operators_sign_in_over_the_network() {
+    let gateway = Gateway::start();
+    let get = |token: &str, path: &str| {
+        ask(
+            &gateway,
+            token,
+            "GET",
+            &format!("{API}{path}"),
+            &Value::Null,
+        )
+    };
+    assert_eq!(login(&gateway, ADMIN, ADMIN_PASSWORD).0, 404, "not set up");
+    assert_eq!(get("", "/hosts").0, 401);
+    set_up(&gateway);
+    gateway.https.enroll(&gateway.secret(), "web-1");
+    let (status, admin) = login(&gateway, ADMIN, ADMIN_PASSWORD);
+    assert_eq!(status, 200);
+    // What fleetctl asks for before each of its commands.
+    assert!(get(&admin, "/version").1["version"].is_string());
+    assert_eq!(get(&admin, "/config").1["org_info"]["org_name"], "Example");
+    let hosts = get(&admin, "/hosts").1;
+    assert_eq!(hosts["hosts"][0]["display_text"], "web-1", "{hosts:?}");
+
+    let observer = json!({
+        "name": "Grace", "email": "grace@example.com", "password": "battery-staple-2",
+        "global_role": "observer", "admin_forced_password_reset": false,
+    });
+    let (status, made) = ask(
+        &gateway,
+        &admin,
+        "POST",
+        &format!("{API}/users/admin"),
+        &observer,
+    );
+    assert_eq!(status, 200, "{made:?}");
+    let (_, token) = login(&gateway, "grace@example.com", "battery-staple-2");
+    assert_eq!(get(&token, "/hosts").0, 200);
+    let host = hosts["hosts"][0]["id"].as_u64().unwrap();
+    let path = format!("{API}/hosts/{host}");
+    let (status, refused) = ask(&gateway, &token, "DELETE", &path, &Value::Null);
+    assert_eq!(status, 403, "{refused:?}");
+    assert!(refused["error"].is_string());
+    let (status, _) = ask(&gateway, &admin, "DELETE", &path, &Value::Null);
+    assert_eq!(status, 200);
+
+    let (status, _) = ask(
+        &gateway,
+        &token,
+        "POST",
+        &format!("{API}/logout"),
+        &Value::Null,
+    );
+    assert_eq!(status, 200);
+    assert_eq!(get(&token, "/hosts").0, 401);
+
+    let activities = get(&admin, "/activities").1;
+    let activities = activities["activities"].as_array().unwrap();
+    let deleted = activities.iter().find(|one| one["type"] == "deleted_host");
+    let deleted = deleted.unwrap_or_else(|| panic!("{activities:?}"));
+    assert_eq!(deleted["actor_email"], ADMIN);
+    assert_eq!(deleted["actor_address"], "127.0.0.1");
+    let log = gateway.log();
+    for secret in [ADMIN_PASSWORD, "battery-staple-2", &admin, &token] {
+        assert!(!log.contains(secret), "a secret is in the log");
+    }
+}
+
+#[test]
+fn a_session_outlives_control() {
+    let gateway = Gateway::start();
+    let token = set_up(&gateway);
+    let old_pid = gateway.control_pid();
+    let pid = i32::try_from(old_pid).unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    gateway.wait_for_successor("/control", old_pid);
+    let path = format!("{API}/me");
+    let me = fleet_tests::wait::until("the new control answers", || {
+        let raw = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n"
+        );
+        let answer = gateway.https.send(raw.as_bytes()).ok()?;
+        (answer.status == 200).then(|| answer.object())
+    });
+    assert_eq!(me["user"]["email"], ADMIN);
+}
+
+#[test]
+fn who_guesses_passwords_is_slowed_down() {
+    let gateway = Gateway::start();
+    set_up(&gateway);
+    let limited = fleet_tests::wait::until("a refusal", || {
+        let threads: Vec<_> = (0..12)
+            .map(|n| {
+                let https = gateway.https.clone();
+                let body = json!({"email": format!("a{n}@b.c"), "password": "guess"});
+                std::thread::spawn(move || https.post(&format!("{API}/login"), &body).unwrap())
+            })
+            .collect();
+        let answers = threads.into_iter().map(|thread| thread.join().unwrap());
+        let answers: Vec<_> = answers.collect();
+        for answer in &answers {
+            assert!(matches!(answer.status, 401 | 429), "{answer:?}");
+        }
+        answers.into_iter().find(|answer| answer.status == 429)
+    });
+    assert!(limited.header("retry-after").is_some(), "{limited:?}");
+    assert!(limited.object()["error"].is_string());
+}

@@ -7,16 +7,23 @@ use axum::http::request::Parts;
 
 use super::fault::Fault;
 use super::roles::{Denial, Least};
-use crate::model::user::Role;
+use super::session_cache::SignedIn;
+use crate::model::user::{Role, SessionId, UserId};
 
 /// Whoever made a request. Handlers take it as an argument; the guard has put it into every request.
 #[derive(Clone, Debug)]
 pub(super) struct Actor {
     /// `None` when nobody is signed in.
     pub(super) role: Option<Role>,
+    /// `None` for the local operator, who has no account, and for whoever is not signed in.
+    pub(super) user: Option<UserId>,
     pub(super) name: String,
+    pub(super) email: String,
+    pub(super) session: Option<SessionId>,
     /// Where the request came from; `None` for the operator socket.
     pub(super) address: Option<IpAddr>,
+    /// May only choose another password.
+    pub(super) must_reset: bool,
 }
 
 impl Actor {
@@ -25,7 +32,7 @@ impl Actor {
         Self {
             role: Some(Role::Admin),
             name: "local operator".into(),
-            address: None,
+            ..Self::nobody(None)
         }
     }
 
@@ -33,14 +40,39 @@ impl Actor {
     pub(super) fn nobody(address: Option<IpAddr>) -> Self {
         Self {
             role: None,
+            user: None,
             name: String::new(),
+            email: String::new(),
+            session: None,
             address,
+            must_reset: false,
+        }
+    }
+
+    /// A remote client who is.
+    pub(super) fn signed_in(found: &SignedIn, address: Option<IpAddr>) -> Self {
+        Self {
+            role: Some(found.user.role),
+            user: Some(found.user.id),
+            name: found.user.name.clone(),
+            email: found.user.email.clone(),
+            session: Some(found.session.id),
+            address,
+            must_reset: found.user.must_reset,
         }
     }
 
     /// For what depends on a request's content and so cannot stand in the table of routes.
     pub(super) fn must_be(&self, least: Least) -> Result<(), Fault> {
         least.admit(self.role).map_err(Fault::from)
+    }
+
+    /// An account is its owner's and the admins' business.
+    pub(super) fn must_own(&self, user: UserId) -> Result<(), Fault> {
+        if self.user == Some(user) {
+            return Ok(());
+        }
+        self.must_be(Least::Admin)
     }
 }
 

@@ -10,9 +10,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::actor::Actor;
+use super::audit::Deed;
 use super::fault::{Fault, Reason};
 use super::payload::{ApplyParameters, Payload};
-use super::plan::{self, Change, Current, Kind, Plan};
+use super::plan::{self, Action, Change, Current, Kind, Plan};
 use super::roles::Least;
 use super::spec::{self, Documents, Specs};
 use super::{Deps, Office};
@@ -45,61 +46,64 @@ pub(super) async fn all(actor: Actor, (State(office), Query(parameters), body): 
     if documents.config.is_some() {
         actor.must_be(Least::Admin)?;
     }
-    apply(&office, documents, &parameters).await
+    apply(&office, &actor, documents, &parameters).await
 }
 
 /// `POST /spec/queries`
-pub(super) async fn queries((State(office), Query(parameters), body): Ask) -> Reply {
+pub(super) async fn queries(actor: Actor, (State(office), Query(parameters), body): Ask) -> Reply {
     let documents = Documents {
         queries: body.specs()?,
         ..Documents::default()
     };
-    apply(&office, documents, &parameters).await
+    apply(&office, &actor, documents, &parameters).await
 }
 
 /// `POST /spec/packs`
-pub(super) async fn packs((State(office), Query(parameters), body): Ask) -> Reply {
+pub(super) async fn packs(actor: Actor, (State(office), Query(parameters), body): Ask) -> Reply {
     let documents = Documents {
         packs: body.specs()?,
         ..Documents::default()
     };
-    apply(&office, documents, &parameters).await
+    apply(&office, &actor, documents, &parameters).await
 }
 
 /// `POST /spec/labels`
-pub(super) async fn labels((State(office), Query(parameters), body): Ask) -> Reply {
+pub(super) async fn labels(actor: Actor, (State(office), Query(parameters), body): Ask) -> Reply {
     let documents = Documents {
         labels: body.specs()?,
         ..Documents::default()
     };
-    apply(&office, documents, &parameters).await
+    apply(&office, &actor, documents, &parameters).await
 }
 
 /// `PATCH /config`
-pub(super) async fn config((State(office), Query(parameters), body): Ask) -> Reply {
+pub(super) async fn config(actor: Actor, (State(office), Query(parameters), body): Ask) -> Reply {
     let documents = Documents {
         config: Some(body.0),
         ..Documents::default()
     };
-    apply(&office, documents, &parameters).await
+    apply(&office, &actor, documents, &parameters).await
 }
 
 /// `POST /spec/options`: agent options as they were called before Fleet 4.
-pub(super) async fn options((State(office), Query(parameters), body): Ask) -> Reply {
+pub(super) async fn options(actor: Actor, (State(office), Query(parameters), body): Ask) -> Reply {
     let documents = Documents {
         config: Some(json!({ "agent_options": body.only("spec")? })),
         ..Documents::default()
     };
-    apply(&office, documents, &parameters).await
+    apply(&office, &actor, documents, &parameters).await
 }
 
 /// `POST /spec/enroll_secret`
-pub(super) async fn enroll_secret((State(office), Query(parameters), body): Ask) -> Reply {
+pub(super) async fn enroll_secret(
+    actor: Actor,
+    (State(office), Query(parameters), body): Ask,
+) -> Reply {
     let documents = Documents {
         enroll_secret: Some(body.only("spec")?),
         ..Documents::default()
     };
-    apply(&office, documents, &parameters).await
+    apply(&office, &actor, documents, &parameters).await
 }
 
 /// `POST /spec/teams` and `/spec/policies`: what Fleet has and this server has not. An empty list does no harm.
@@ -112,14 +116,20 @@ pub(super) async fn unsupported(uri: Uri, body: Payload) -> Result<Json<Value>, 
     Err(Fault::invalid(vec![Reason::new("specs", reason)]))
 }
 
-async fn apply(office: &Office, documents: Documents, parameters: &ApplyParameters) -> Reply {
-    let outcome = apply_documents(office, documents, parameters.is_dry_run()?).await?;
+async fn apply(
+    office: &Office,
+    actor: &Actor,
+    documents: Documents,
+    parameters: &ApplyParameters,
+) -> Reply {
+    let outcome = apply_documents(office, actor, documents, parameters.is_dry_run()?).await?;
     Ok(Json(outcome))
 }
 
 /// Applies documents, or tells only what would change.
 pub(super) async fn apply_documents(
     office: &Office,
+    actor: &Actor,
     documents: Documents,
     is_dry_run: bool,
 ) -> Result<Outcome, Fault> {
@@ -132,7 +142,7 @@ pub(super) async fn apply_documents(
         plan = compose(current, plan).await?;
     }
     if !is_dry_run && !plan.is_empty() {
-        carry_out(deps, &mut plan).await?;
+        carry_out(office, actor, &mut plan).await?;
         for change in &mut plan.changes {
             (change.before, change.after) = (Value::Null, Value::Null);
         }
@@ -288,14 +298,20 @@ fn composable(state: &Current) -> host_config::Specs {
     }
 }
 
-/// Writes what changes, in the order queries, labels, packs, config, enroll secrets, and wakes every node.
-async fn carry_out(deps: &Deps, plan: &mut Plan) -> Result<(), Fault> {
+/// Writes what changes, in the order queries, labels, packs, config, enroll secrets, notes it, and wakes every node.
+async fn carry_out(office: &Office, actor: &Actor, plan: &mut Plan) -> Result<(), Fault> {
+    let deps = &office.deps;
     let mut done = Vec::new();
     let outcome = write(&deps.store, plan, &mut done).await;
-    let summary = done.join(", ");
+    let texts: Vec<&str> = done.iter().map(|(_, text)| text.as_str()).collect();
+    let summary = texts.join(", ");
     if !done.is_empty() {
         tracing::info!(documents = summary, "operator applied documents");
         wake(deps).await;
+        let is_done = |kind: Kind| done.iter().any(|(done, _)| *done == kind);
+        let made = plan.changes.iter().filter(|change| is_done(change.kind));
+        let deeds = made.filter_map(deed).collect();
+        office.audit.record_all(actor, deeds).await;
     }
     match outcome {
         Ok(unmatched) => {
@@ -306,16 +322,35 @@ async fn carry_out(deps: &Deps, plan: &mut Plan) -> Result<(), Fault> {
     }
 }
 
+/// What the audit log says of a change.
+fn deed(change: &Change) -> Option<Deed> {
+    let (kind, noun) = match change.kind {
+        Kind::Query => ("applied_spec_saved_query", "query"),
+        Kind::Label => ("applied_spec_label", "label"),
+        Kind::Pack => ("applied_spec_pack", "pack"),
+        Kind::Config => ("edited_config", "config"),
+        Kind::EnrollSecret => ("edited_enroll_secrets", "enroll_secret"),
+    };
+    let action = match change.action {
+        Action::Create => "create",
+        Action::Replace => "replace",
+        Action::None => return None,
+    };
+    let deed = Deed::of(kind).to(noun, &change.name).with("action", action);
+    let deed = deed.before(change.before.clone());
+    Some(deed.after(change.after.clone()))
+}
+
 async fn write(
     store: &store::Store,
     plan: &Plan,
-    done: &mut Vec<String>,
+    done: &mut Vec<(Kind, String)>,
 ) -> Result<Vec<String>, store::Error> {
     let after = &plan.after;
     let queries: Vec<QuerySpec> = pick(plan, Kind::Query, &after.queries);
     if !queries.is_empty() {
         store.apply_queries(&queries).await?;
-        done.push(format!("{} queries", queries.len()));
+        done.push((Kind::Query, format!("{} queries", queries.len())));
     }
     let mut warnings = Vec::new();
     let labels: Vec<LabelSpec> = pick(plan, Kind::Label, &after.labels);
@@ -326,21 +361,21 @@ async fn write(
                 .iter()
                 .map(|host| format!("no host is called {host:?}")),
         );
-        done.push(format!("{} labels", labels.len()));
+        done.push((Kind::Label, format!("{} labels", labels.len())));
     }
     let packs: Vec<PackSpec> = pick(plan, Kind::Pack, &after.packs);
     if !packs.is_empty() {
         store.apply_packs(&packs).await?;
-        done.push(format!("{} packs", packs.len()));
+        done.push((Kind::Pack, format!("{} packs", packs.len())));
     }
     if plan.changed(Kind::Config).next().is_some() {
         store.set_app_config(&after.sections).await?;
         store.set_agent_options(&after.agent_options).await?;
-        done.push("config".into());
+        done.push((Kind::Config, "config".into()));
     }
     if let Some(secrets) = &plan.secrets {
         store.set_enroll_secrets(secrets).await?;
-        done.push("enroll secrets".into());
+        done.push((Kind::EnrollSecret, "enroll secrets".into()));
     }
     Ok(warnings)
 }

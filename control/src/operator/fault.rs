@@ -3,6 +3,8 @@
 //! Invariant: every refusal also carries an `error` member. An osquery agent whose endpoint flag points at one of our
 //! paths by mistake takes any other JSON object, and every empty body, for success and deletes what it sent.
 
+use std::time::Duration;
+
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -22,6 +24,8 @@ pub(super) struct Fault {
     reasons: Vec<Reason>,
     /// Of a 401: what would open the door.
     scheme: &'static str,
+    /// Seconds until it may go better.
+    retry_after: Option<u64>,
 }
 
 /// One thing that is wrong.
@@ -49,6 +53,7 @@ impl Fault {
             message,
             reasons: vec![reason],
             scheme: "Bearer",
+            retry_after: None,
         }
     }
 
@@ -68,6 +73,7 @@ impl Fault {
             message: "Validation Failed",
             reasons,
             scheme: "Bearer",
+            retry_after: None,
         }
     }
 
@@ -123,6 +129,49 @@ impl Fault {
             "Authentication required",
             Reason::new("base", "sign in first: this needs a valid token"),
         )
+    }
+
+    /// The account may do nothing before it has another password.
+    pub(super) fn reset_first() -> Self {
+        Self::one(
+            StatusCode::UNAUTHORIZED,
+            "Authentication required",
+            Reason::new("base", "password reset required"),
+        )
+    }
+
+    /// Nobody says whether it was the address or the password.
+    pub(super) fn wrong_credentials() -> Self {
+        Self::one(
+            StatusCode::UNAUTHORIZED,
+            "Authentication failed",
+            Reason::new("base", "Authentication failed"),
+        )
+    }
+
+    /// Too many tries to sign in.
+    pub(super) fn limited(wait: Duration) -> Self {
+        let seconds = wait.as_secs() + 1;
+        Self {
+            retry_after: Some(seconds),
+            ..Self::one(
+                StatusCode::TOO_MANY_REQUESTS,
+                "Too Many Requests",
+                Reason::new("base", format!("limit exceeded, retry after: {seconds}s")),
+            )
+        }
+    }
+
+    /// Too many sign in at once.
+    pub(super) fn busy() -> Self {
+        Self {
+            retry_after: Some(1),
+            ..Self::one(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Service Unavailable",
+                Reason::new("base", "too many sign in at once; try again"),
+            )
+        }
     }
 
     /// The role of whoever asks is too low.
@@ -211,13 +260,7 @@ impl From<BytesRejection> for Fault {
             return Self::one(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "Payload Too Large",
-                Reason::new(
-                    "base",
-                    format!(
-                        "the body is larger than {} MiB",
-                        super::BODY_BYTES_MAX >> 20
-                    ),
-                ),
+                Reason::new("base", "the body is larger than this path takes"),
             );
         }
         Self::unreadable("the body could not be read")
@@ -253,6 +296,10 @@ impl IntoResponse for Fault {
                 header::WWW_AUTHENTICATE,
                 HeaderValue::from_static(self.scheme),
             );
+        }
+        if let Some(seconds) = self.retry_after {
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

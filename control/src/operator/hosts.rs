@@ -9,6 +9,8 @@ use fleet_protocol::ids::{HostId, UnixSeconds};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::actor::Actor;
+use super::audit::Deed;
 use super::fault::{Fault, Reason};
 use super::host_filter::{PER_PAGE_MAX, Parameters};
 use super::payload::Payload;
@@ -132,16 +134,19 @@ async fn show(office: &Office, name: &str) -> Reply {
 }
 
 /// `DELETE /hosts/{id}`: the host's key becomes invalid, so a living agent enrolls again.
-pub(super) async fn delete(State(office): Ask, Path(id): Path<String>) -> Reply {
+pub(super) async fn delete(actor: Actor, State(office): Ask, Path(id): Path<String>) -> Reply {
     let id = host_id(&id)?;
+    let name = name_of(&office, id).await?;
     if delete_all(&office, &[id]).await? == 0 {
         return Err(Fault::not_found(format_args!("host {id}")));
     }
+    let deed = Deed::of("deleted_host").to("host", name).numbered(id.0);
+    office.audit.record(&actor, deed).await;
     Ok(Json(json!({})))
 }
 
 /// `POST /hosts/delete`: `{"ids": […]}` or `{"filters": {…}}`, never everything by an empty one.
-pub(super) async fn delete_many(State(office): Ask, body: Payload) -> Reply {
+pub(super) async fn delete_many(actor: Actor, State(office): Ask, body: Payload) -> Reply {
     let wanted: Doomed = body.read()?;
     let ids = match (&wanted.ids, &wanted.filters) {
         (ids, None) if !ids.is_empty() => ids.clone(),
@@ -153,6 +158,14 @@ pub(super) async fn delete_many(State(office): Ask, body: Payload) -> Reply {
         return Err(Fault::invalid(vec![Reason::new("ids", reason)]));
     }
     let deleted = delete_all(&office, &ids).await?;
+    let deed = Deed::of("deleted_multiple_hosts")
+        .to("host", "")
+        .with("count", deleted);
+    let deed = match &wanted.filters {
+        Some(filters) => deed.with("filters", filters.clone()),
+        None => deed.before(json!({ "ids": ids })),
+    };
+    office.audit.record(&actor, deed).await;
     Ok(Json(json!({ "deleted": deleted })))
 }
 
@@ -202,13 +215,28 @@ async fn delete_all(office: &Office, ids: &[HostId]) -> Result<usize, Fault> {
 }
 
 /// `POST /hosts/{id}/refetch`: details and labels become due at once.
-pub(super) async fn refetch(State(office): Ask, Path(id): Path<String>) -> Reply {
+pub(super) async fn refetch(actor: Actor, State(office): Ask, Path(id): Path<String>) -> Reply {
     let id = host_id(&id)?;
+    let name = name_of(&office, id).await?;
     if !office.deps.store.request_refetch(id).await? {
         return Err(Fault::not_found(format_args!("host {id}")));
     }
     apply::wake(&office.deps).await;
+    let deed = Deed::of("refetched_host").to("host", name).numbered(id.0);
+    office.audit.record(&actor, deed).await;
     Ok(Json(json!({})))
+}
+
+/// The host's name, for the audit log.
+async fn name_of(office: &Office, id: HostId) -> Result<String, Fault> {
+    let host = office.deps.store.host_detail(&id.to_string()).await?;
+    let host = host.ok_or_else(|| Fault::not_found(format_args!("host {id}")))?;
+    let hostname = host.row.columns.hostname.unwrap_or_default();
+    Ok(if hostname.is_empty() {
+        host.row.identifier
+    } else {
+        hostname
+    })
 }
 
 fn host_id(text: &str) -> Result<HostId, Fault> {

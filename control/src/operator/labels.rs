@@ -6,6 +6,8 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use serde_json::{Map, Value, json};
 
+use super::actor::Actor;
+use super::audit::Deed;
 use super::fault::{Fault, Reason};
 use super::pages::{Parameters, Sorted};
 use super::payload::Payload;
@@ -43,18 +45,23 @@ pub(super) async fn show(State(office): Ask, Path(id): Path<String>) -> Reply {
 }
 
 /// `POST /labels`
-pub(super) async fn create(State(office): Ask, payload: Payload) -> Reply {
+pub(super) async fn create(actor: Actor, State(office): Ask, payload: Payload) -> Reply {
     let document = document(&office, payload.members()?).await?;
     let name = spec::name_of(&document);
     let rows = office.deps.store.label_specs().await?;
     if rows.iter().any(|label| label.spec.name == name) {
         return Err(Fault::conflict(format!("label {name:?} exists already")));
     }
-    write(&office, document).await
+    write(&office, &actor, document).await
 }
 
 /// `PATCH /labels/{name}`, by id: members that are absent stay as they are.
-pub(super) async fn change(State(office): Ask, Path(id): Path<String>, payload: Payload) -> Reply {
+pub(super) async fn change(
+    actor: Actor,
+    State(office): Ask,
+    Path(id): Path<String>,
+    payload: Payload,
+) -> Reply {
     let label = find(&office, &id).await?;
     if label.spec.label_type == LabelType::Builtin {
         return Err(built_in(&label.spec.name));
@@ -67,29 +74,31 @@ pub(super) async fn change(State(office): Ask, Path(id): Path<String>, payload: 
             labels: vec![changed.clone()],
             ..Documents::default()
         };
-        apply::apply_documents(&office, documents, true).await?;
+        apply::apply_documents(&office, &actor, documents, true).await?;
         let store = &office.deps.store;
         let _turn = office.turn.lock().await;
         if !store.rename_label(&label.spec.name, &name).await? {
             return Err(Fault::not_found(format_args!("label {id:?}")));
         }
+        let deed = Deed::renamed("label", &label.spec.name, &name);
+        office.audit.record(&actor, deed.numbered(label.id.0)).await;
     }
-    write(&office, changed).await
+    write(&office, &actor, changed).await
 }
 
 /// `DELETE /labels/id/{id}`
-pub(super) async fn delete(state: Ask, Path(id): Path<String>) -> Reply {
+pub(super) async fn delete(actor: Actor, state: Ask, Path(id): Path<String>) -> Reply {
     let label = find(&state, &id).await?;
-    specs::delete_label(state, Path(label.spec.name)).await
+    specs::delete_label(actor, state, Path(label.spec.name)).await
 }
 
-async fn write(office: &Office, document: Value) -> Reply {
+async fn write(office: &Office, actor: &Actor, document: Value) -> Reply {
     let name = spec::name_of(&document);
     let documents = Documents {
         labels: vec![document],
         ..Documents::default()
     };
-    let outcome = apply::apply_documents(office, documents, false).await?;
+    let outcome = apply::apply_documents(office, actor, documents, false).await?;
     let rows = specs::label_rows(office).await?;
     let mut label = rows
         .into_iter()

@@ -1,6 +1,6 @@
 //! Connections of the two operator sockets: who may connect, deadlines, bounds, and the graceful end.
 //!
-//! A tunnel's peer is a worker (its uid is checked), but it speaks for a remote client whom nobody has authenticated;
+//! A tunnel's peer is a worker (its uid is checked), but it speaks for a remote client, whom the guard knows or not;
 //! the client's address comes first, as a PROXY header. The operator socket's peer is a local operator by its uid.
 
 use std::convert::Infallible;

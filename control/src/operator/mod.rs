@@ -1,15 +1,17 @@
 //! What operators and monitoring speak to: two Unix sockets with HTTP/1.1, one for remote clients (through a worker's
 //! tunnel), who must be signed in, one for local operators, trusted by their uid.
 //!
-//! Owns no state but the turn of whoever applies documents. Invariants: both sockets serve the same table of routes
+//! Owns the turn of whoever applies documents and, in memory, who is signed in; accounts and sessions are the store's. Invariants: both sockets serve the same table of routes
 //! (`routes.rs`), and a guard stands before each route, which asks for the role that the table says; every refusal is a
 //! JSON object with an `error` member; nothing is changed unless all of a request is right.
 
 mod access;
+mod activities;
 mod actor;
 mod addresses;
 mod agent_options;
 mod apply;
+mod audit;
 mod carves;
 mod check;
 mod fault;
@@ -19,19 +21,25 @@ mod host_filter;
 mod hosts;
 mod labels;
 mod listen;
+mod login;
+mod login_limit;
 mod members;
 mod pack;
 mod packs;
 mod pages;
+mod passwords;
 mod payload;
 mod plan;
 mod queries;
 mod roles;
 mod routes;
+mod session_cache;
+mod sessions;
 mod settings;
 mod spec;
 mod specs;
 mod targets;
+mod users;
 mod version;
 
 #[cfg(test)]
@@ -51,7 +59,11 @@ use crate::carve::Carves;
 use crate::journal::Journal;
 use crate::store::Store;
 
+use audit::Audit;
+use guard::Guard;
 use listen::{Door, Side};
+use login_limit::LoginLimit;
+use passwords::Hasher;
 
 /// Largest request body, bytes.
 pub(crate) const BODY_BYTES_MAX: usize = 16 << 20;
@@ -80,14 +92,22 @@ struct Office {
     turn: Mutex<()>,
     /// Blocks of carves that are in memory at a time.
     blocks: Semaphore,
+    guard: Guard,
+    audit: Audit,
+    hasher: Hasher,
+    logins: std::sync::Mutex<LoginLimit>,
 }
 
 impl Office {
     fn new(deps: Deps) -> Self {
         Self {
+            guard: Guard::new(Arc::clone(&deps.store), &deps.config.session),
+            audit: Audit::new(Arc::clone(&deps.store)),
             deps,
             turn: Mutex::new(()),
             blocks: Semaphore::new(BLOCKS_MAX),
+            hasher: Hasher::new(),
+            logins: std::sync::Mutex::default(),
         }
     }
 }
@@ -114,13 +134,14 @@ pub(crate) async fn serve(
     };
     let local = Door {
         side: Side::Operator,
-        router: routes::router(office, Side::Operator),
+        router: routes::router(Arc::clone(&office), Side::Operator),
         path_prefix: String::new(),
         trusted_proxies: TrustedProxies::Nobody,
         is_shared: false,
     };
     tokio::join!(
         remote.serve(tunnel, drain.clone()),
-        local.serve(operator, drain)
+        local.serve(operator, drain.clone()),
+        office.guard.keep(&office.audit, drain)
     );
 }

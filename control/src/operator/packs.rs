@@ -7,6 +7,8 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use serde_json::{Map, Value, json};
 
+use super::actor::Actor;
+use super::audit::Deed;
 use super::fault::{Fault, Reason};
 use super::pages::{Parameters, Sorted};
 use super::payload::Payload;
@@ -85,18 +87,23 @@ pub(super) async fn scheduled(State(office): Ask, Path(id): Path<String>) -> Rep
 }
 
 /// `POST /packs`
-pub(super) async fn create(State(office): Ask, payload: Payload) -> Reply {
+pub(super) async fn create(actor: Actor, State(office): Ask, payload: Payload) -> Reply {
     let document = document(&office, payload.members()?).await?;
     let name = spec::name_of(&document);
     let rows = office.deps.store.packs().await?;
     if rows.iter().any(|pack| pack.spec.name == name) {
         return Err(Fault::conflict(format!("pack {name:?} exists already")));
     }
-    write(&office, document).await
+    write(&office, &actor, document).await
 }
 
 /// `PATCH /packs/{name}`, by id: members that are absent stay as they are.
-pub(super) async fn change(State(office): Ask, Path(id): Path<String>, payload: Payload) -> Reply {
+pub(super) async fn change(
+    actor: Actor,
+    State(office): Ask,
+    Path(id): Path<String>,
+    payload: Payload,
+) -> Reply {
     let pack = find(&office, &id).await?;
     let patch = document(&office, payload.members()?).await?;
     let changed = spec::patched(packs_text::document(&pack.spec), patch);
@@ -106,29 +113,31 @@ pub(super) async fn change(State(office): Ask, Path(id): Path<String>, payload: 
             packs: vec![changed.clone()],
             ..Documents::default()
         };
-        apply::apply_documents(&office, documents, true).await?;
+        apply::apply_documents(&office, &actor, documents, true).await?;
         let _turn = office.turn.lock().await;
         let store = &office.deps.store;
         if !store.rename_pack(&pack.spec.name, &name).await? {
             return Err(Fault::not_found(format_args!("pack {id:?}")));
         }
+        let deed = Deed::renamed("pack", &pack.spec.name, &name);
+        office.audit.record(&actor, deed.numbered(pack.id.0)).await;
     }
-    write(&office, changed).await
+    write(&office, &actor, changed).await
 }
 
 /// `DELETE /packs/id/{id}`
-pub(super) async fn delete(state: Ask, Path(id): Path<String>) -> Reply {
+pub(super) async fn delete(actor: Actor, state: Ask, Path(id): Path<String>) -> Reply {
     let pack = find(&state, &id).await?;
-    specs::delete_pack(state, Path(pack.spec.name)).await
+    specs::delete_pack(actor, state, Path(pack.spec.name)).await
 }
 
-async fn write(office: &Office, document: Value) -> Reply {
+async fn write(office: &Office, actor: &Actor, document: Value) -> Reply {
     let name = spec::name_of(&document);
     let documents = Documents {
         packs: vec![document],
         ..Documents::default()
     };
-    let outcome = apply::apply_documents(office, documents, false).await?;
+    let outcome = apply::apply_documents(office, actor, documents, false).await?;
     let rows = office.deps.store.packs().await?;
     let pack = rows.iter().find(|pack| pack.spec.name == name);
     let pack = pack.ok_or_else(|| Fault::not_found(format_args!("pack {name:?}")))?;

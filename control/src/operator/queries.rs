@@ -7,6 +7,8 @@ use axum::extract::{Path, Query, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::actor::Actor;
+use super::audit::Deed;
 use super::fault::{Fault, Reason};
 use super::pages::{Parameters, Sorted};
 use super::payload::Payload;
@@ -47,18 +49,23 @@ pub(super) async fn show(State(office): Ask, Path(id): Path<String>) -> Reply {
 }
 
 /// `POST /queries`
-pub(super) async fn create(State(office): Ask, payload: Payload) -> Reply {
+pub(super) async fn create(actor: Actor, State(office): Ask, payload: Payload) -> Reply {
     let document = Value::Object(payload.members()?);
     let name = spec::name_of(&document);
     let rows = office.deps.store.queries().await?;
     if rows.iter().any(|query| query.spec.name == name) {
         return Err(Fault::conflict(format!("query {name:?} exists already")));
     }
-    write(&office, document).await
+    write(&office, &actor, document).await
 }
 
 /// `PATCH /queries/{name}`, by id: members that are absent stay as they are.
-pub(super) async fn change(State(office): Ask, Path(id): Path<String>, payload: Payload) -> Reply {
+pub(super) async fn change(
+    actor: Actor,
+    State(office): Ask,
+    Path(id): Path<String>,
+    payload: Payload,
+) -> Reply {
     let query = find(&office, &id).await?;
     let patch = Value::Object(payload.members()?);
     let changed = spec::patched(spec::query_document(&query.spec), patch);
@@ -68,21 +75,23 @@ pub(super) async fn change(State(office): Ask, Path(id): Path<String>, payload: 
             queries: vec![changed.clone()],
             ..Documents::default()
         };
-        apply::apply_documents(&office, documents, true).await?;
+        apply::apply_documents(&office, &actor, documents, true).await?;
         let _turn = office.turn.lock().await;
         specs::refuse_used_query(&office, &query.spec.name).await?;
         let store = &office.deps.store;
         if !store.rename_query(&query.spec.name, &name).await? {
             return Err(Fault::not_found(format_args!("query {id:?}")));
         }
+        let deed = Deed::renamed("query", &query.spec.name, &name);
+        office.audit.record(&actor, deed.numbered(query.id.0)).await;
     }
-    write(&office, changed).await
+    write(&office, &actor, changed).await
 }
 
 /// `DELETE /queries/id/{id}`
-pub(super) async fn delete(state: Ask, Path(id): Path<String>) -> Reply {
+pub(super) async fn delete(actor: Actor, state: Ask, Path(id): Path<String>) -> Reply {
     let query = find(&state, &id).await?;
-    specs::delete_query(state, Path(query.spec.name)).await
+    specs::delete_query(actor, state, Path(query.spec.name)).await
 }
 
 /// Which queries to delete.
@@ -92,7 +101,7 @@ struct Doomed {
 }
 
 /// `POST /queries/delete`: those of the ids that there are.
-pub(super) async fn delete_many(state: Ask, payload: Payload) -> Reply {
+pub(super) async fn delete_many(actor: Actor, state: Ask, payload: Payload) -> Reply {
     let Doomed { ids } = payload.read()?;
     if ids.len() > DELETED_MAX {
         let reason = format!("lists {}; at most {DELETED_MAX} at a time", ids.len());
@@ -102,19 +111,19 @@ pub(super) async fn delete_many(state: Ask, payload: Payload) -> Reply {
     let mut deleted = 0;
     for row in rows.iter().filter(|row| ids.contains(&row.id.0)) {
         let name = Path(row.spec.name.clone());
-        let _empty = specs::delete_query(State(Arc::clone(&state)), name).await?;
+        let _empty = specs::delete_query(actor.clone(), State(Arc::clone(&state)), name).await?;
         deleted += 1;
     }
     Ok(Json(json!({ "deleted": deleted })))
 }
 
-async fn write(office: &Office, document: Value) -> Reply {
+async fn write(office: &Office, actor: &Actor, document: Value) -> Reply {
     let name = spec::name_of(&document);
     let documents = Documents {
         queries: vec![document],
         ..Documents::default()
     };
-    let outcome = apply::apply_documents(office, documents, false).await?;
+    let outcome = apply::apply_documents(office, actor, documents, false).await?;
     let rows = office.deps.store.queries().await?;
     let query = rows.iter().find(|query| query.spec.name == name);
     let query = query.ok_or_else(|| Fault::not_found(format_args!("query {name:?}")))?;

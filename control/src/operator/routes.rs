@@ -13,12 +13,12 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 
 use super::access::{self, Access};
 use super::fault::Fault;
-use super::guard::{self, Guard};
+use super::guard::{self, Post};
 use super::listen::Side;
 use super::roles::Least::{self, Admin, Anyone, Maintainer, Nobody, Observer};
 use super::{
-    BODY_BYTES_MAX, Office, addresses, apply, carves, health, hosts, labels, packs, queries, specs,
-    targets, version,
+    BODY_BYTES_MAX, Office, activities, addresses, apply, carves, health, hosts, labels, login,
+    packs, queries, sessions, specs, targets, users, version,
 };
 
 /// Versions of Fleet's API that clients ask for; all are the same here. The last one is of clients from before Fleet 4.
@@ -28,6 +28,8 @@ const API: [&str; 4] = [
     "/api/2022-04/fleet",
     "/api/v1/kolide",
 ];
+/// Largest body of a sign-in and the like, bytes.
+const SMALL_BODY_BYTES_MAX: usize = 16 << 10;
 /// What `/metrics` answers with.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -37,13 +39,20 @@ pub(super) struct Route {
     /// Without the API's prefix; names in braces are parameters, and one place has one name in every route.
     pub(super) path: &'static str,
     pub(super) least: Least,
+    /// Also for whoever must choose another password first.
+    is_open_before_reset: bool,
     /// Largest body, bytes.
     body_bytes_max: usize,
     service: MethodRouter<Arc<Office>, Infallible>,
 }
 
-/// Routes under each of the API's prefixes. This is the place to add one.
+/// Routes under each of the API's prefixes.
 pub(super) fn api() -> Vec<Route> {
+    [resources(), accounts()].into_iter().flatten().collect()
+}
+
+/// Hosts, documents, carves and the gateway.
+fn resources() -> Vec<Route> {
     vec![
         get("/version", Anyone, version::show),
         get("/hosts", Observer, hosts::list),
@@ -104,6 +113,45 @@ pub(super) fn api() -> Vec<Route> {
     ]
 }
 
+/// Operators: their accounts, sessions and deeds.
+fn accounts() -> Vec<Route> {
+    vec![
+        post("/setup", Nobody, login::setup).small(),
+        post("/login", Nobody, login::login).small(),
+        post("/logout", Anyone, login::logout)
+            .small()
+            .before_reset(),
+        get("/me", Anyone, login::me).before_reset(),
+        post("/change_password", Anyone, login::change_password).small(),
+        post(
+            "/perform_required_password_reset",
+            Anyone,
+            login::reset_password,
+        )
+        .small()
+        .before_reset(),
+        get("/users", Admin, users::list),
+        post("/users", Admin, users::create).small(),
+        post("/users/admin", Admin, users::create).small(),
+        post("/users/roles/spec", Admin, users::apply_roles),
+        // One's own account is one's own business; see there.
+        get("/users/{id}", Anyone, users::show),
+        patch("/users/{id}", Anyone, users::modify).small(),
+        delete("/users/{id}", Admin, users::delete),
+        post(
+            "/users/{id}/require_password_reset",
+            Admin,
+            users::require_reset,
+        )
+        .small(),
+        get("/users/{id}/sessions", Anyone, sessions::of_user),
+        delete("/users/{id}/sessions", Anyone, sessions::end_of_user),
+        get("/sessions/{id}", Anyone, sessions::show),
+        delete("/sessions/{id}", Anyone, sessions::end),
+        get("/activities", Observer, activities::list),
+    ]
+}
+
 /// Routes that stand for themselves.
 fn root(side: Side) -> Vec<Route> {
     let metrics = match side {
@@ -115,6 +163,8 @@ fn root(side: Side) -> Vec<Route> {
         get("/healthz", Nobody, health::show),
         get("/version", Nobody, version::show),
         metrics,
+        // Where clients look for it, whatever version they speak.
+        post("/api/v1/setup", Nobody, login::setup).small(),
     ]
 }
 
@@ -122,10 +172,10 @@ fn root(side: Side) -> Vec<Route> {
 pub(super) fn router(office: Arc<Office>, side: Side) -> Router {
     let mut router = Router::new();
     for route in root(side) {
-        router = router.route(route.path, route.guarded(side));
+        router = router.route(route.path, route.guarded(&office, side));
     }
     for route in api() {
-        let service = route.guarded(side);
+        let service = route.guarded(&office, side);
         for prefix in API {
             router = router.route(&format!("{prefix}{}", route.path), service.clone());
         }
@@ -149,22 +199,37 @@ impl Route {
             method,
             path,
             least,
+            is_open_before_reset: false,
             body_bytes_max: BODY_BYTES_MAX,
             service: on(filter, handler),
         }
     }
 
-    fn guarded(&self, side: Side) -> MethodRouter<Arc<Office>, Infallible> {
-        let guard = Guard {
+    /// For bodies that hold little and come from anybody.
+    fn small(mut self) -> Self {
+        self.body_bytes_max = SMALL_BODY_BYTES_MAX;
+        self
+    }
+
+    /// Also for whoever must choose another password first.
+    fn before_reset(mut self) -> Self {
+        self.is_open_before_reset = true;
+        self
+    }
+
+    fn guarded(&self, office: &Arc<Office>, side: Side) -> MethodRouter<Arc<Office>, Infallible> {
+        let post = Post {
+            office: Arc::clone(office),
             side,
             method: self.method.clone(),
             path: self.path,
             least: self.least,
+            is_open_before_reset: self.is_open_before_reset,
         };
         self.service
             .clone()
             .route_layer(DefaultBodyLimit::max(self.body_bytes_max))
-            .route_layer(middleware::from_fn_with_state(guard, guard::enter))
+            .route_layer(middleware::from_fn_with_state(post, guard::enter))
     }
 }
 

@@ -6,6 +6,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use serde_json::{Map, Value, json};
 
+use super::actor::Actor;
+use super::audit::Deed;
 use super::fault::{Fault, Reason};
 use super::{Office, apply, hosts, pack as packs_text, spec};
 use crate::model::label::{Label, LabelMembership, LabelType};
@@ -29,11 +31,18 @@ pub(super) async fn query(State(office): Ask, Path(name): Path<String>) -> Reply
 }
 
 /// `DELETE /queries/{name}`
-pub(super) async fn delete_query(State(office): Ask, Path(name): Path<String>) -> Reply {
+pub(super) async fn delete_query(
+    actor: Actor,
+    State(office): Ask,
+    Path(name): Path<String>,
+) -> Reply {
     let _turn = office.turn.lock().await;
     refuse_used_query(&office, &name).await?;
+    let rows = office.deps.store.queries().await?;
+    let row = rows.iter().find(|row| row.spec.name == name);
+    let deed = deed("deleted_saved_query", ("query", &name), row.map(query_body));
     let is_deleted = office.deps.store.delete_query(&name).await?;
-    deleted(&office, is_deleted, "query", &name).await
+    deleted(&office, &actor, is_deleted, deed).await
 }
 
 /// `GET /spec/packs`
@@ -50,10 +59,17 @@ pub(super) async fn pack(State(office): Ask, Path(name): Path<String>) -> Reply 
 }
 
 /// `DELETE /packs/{name}`
-pub(super) async fn delete_pack(State(office): Ask, Path(name): Path<String>) -> Reply {
+pub(super) async fn delete_pack(
+    actor: Actor,
+    State(office): Ask,
+    Path(name): Path<String>,
+) -> Reply {
     let _turn = office.turn.lock().await;
+    let rows = office.deps.store.packs().await?;
+    let row = rows.iter().find(|row| row.spec.name == name);
+    let deed = deed("deleted_pack", ("pack", &name), row.map(pack_body));
     let is_deleted = office.deps.store.delete_pack(&name).await?;
-    deleted(&office, is_deleted, "pack", &name).await
+    deleted(&office, &actor, is_deleted, deed).await
 }
 
 /// `GET /spec/labels`
@@ -76,7 +92,11 @@ pub(super) async fn label(State(office): Ask, Path(name): Path<String>) -> Reply
 }
 
 /// `DELETE /labels/{name}`
-pub(super) async fn delete_label(State(office): Ask, Path(name): Path<String>) -> Reply {
+pub(super) async fn delete_label(
+    actor: Actor,
+    State(office): Ask,
+    Path(name): Path<String>,
+) -> Reply {
     let _turn = office.turn.lock().await;
     let labels = office.deps.store.label_specs().await?;
     let is_builtin =
@@ -90,8 +110,14 @@ pub(super) async fn delete_label(State(office): Ask, Path(name): Path<String>) -
     let packs = office.deps.store.packs().await?;
     let uses = |pack: &&Pack| pack.spec.targets.labels.contains(&name);
     refuse_if_used("label", &name, packs.iter().filter(uses))?;
+    let row = labels.into_iter().find(|row| row.spec.name == name);
+    let before = match row {
+        Some(row) => Some(label_body(&office, row).await?),
+        None => None,
+    };
+    let deed = deed("deleted_label", ("label", &name), before);
     let is_deleted = office.deps.store.delete_label(&name).await?;
-    deleted(&office, is_deleted, "label", &name).await
+    deleted(&office, &actor, is_deleted, deed).await
 }
 
 /// `GET /config`, in Fleet's shape as far as there is anything to tell.
@@ -224,11 +250,21 @@ fn refuse_if_used<'p>(
     )))
 }
 
-async fn deleted(office: &Office, is_deleted: bool, kind: &str, name: &str) -> Reply {
+/// What the audit log says of a document's end.
+fn deed(kind: &'static str, (noun, name): (&'static str, &str), before: Option<Value>) -> Deed {
+    let id = before.as_ref().and_then(|body| body["id"].as_u64());
+    let id = id.and_then(|id| u32::try_from(id).ok()).unwrap_or_default();
+    let deed = Deed::of(kind).to(noun, name).numbered(id);
+    deed.before(before.unwrap_or_default())
+}
+
+async fn deleted(office: &Office, actor: &Actor, is_deleted: bool, deed: Deed) -> Reply {
+    let (kind, name) = deed.subject();
     if !is_deleted {
         return Err(Fault::not_found(format_args!("{kind} {name:?}")));
     }
     tracing::info!(kind, name, "operator deleted a document");
     apply::wake(&office.deps).await;
+    office.audit.record(actor, deed).await;
     Ok(Json(json!({})))
 }

@@ -20,7 +20,7 @@ use super::session::{Attempts, Session};
 use super::{Store, now};
 
 /// In order.
-pub(super) const MIGRATIONS: [(i64, &str); 5] = [
+pub(super) const MIGRATIONS: [(i64, &str); 6] = [
     (1, include_str!("../../migrations/0001_start.sql")),
     (2, include_str!("../../migrations/0002_public_ip.sql")),
     (
@@ -28,6 +28,7 @@ pub(super) const MIGRATIONS: [(i64, &str); 5] = [
         include_str!("../../migrations/0003_previous_address.sql"),
     ),
     (4, include_str!("../../migrations/0004_public_ip.sql")),
+    (5, include_str!("../../migrations/0005_operators.sql")),
     (6, include_str!("../../migrations/0006_campaigns.sql")),
 ];
 

@@ -5,6 +5,7 @@
 //! transactions that leave change rows number them under a lock that they hold until they are committed, so numbers
 //! become visible in their order; ids of hosts come from a counter in the same transaction, so a failed one burns none.
 
+mod activities;
 mod backfill;
 mod batch;
 mod breaker;
@@ -28,11 +29,13 @@ mod queries;
 mod replicas;
 mod reports;
 mod session;
+mod sessions;
 mod settings;
 mod specs;
 mod statistics;
 #[cfg(test)]
 mod tests;
+mod users;
 mod value;
 
 use std::collections::BTreeMap;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::sections::{
     AgentCheck, BasicAuth, Carver, Claim, Dns, Filesystem, Logging, Mysql, MysqlReadReplica,
-    Osquery, Redis, Server, State, Tls, Tune, Workers,
+    Osquery, Redis, Server, Session, State, Tls, Tune, Workers,
 };
 use super::{Config, Limits, Problem};
 use crate::secret::MASK;
@@ -114,7 +114,7 @@ impl Config {
     /// Every option, in the order of the documentation.
     pub fn keys() -> Vec<Key> {
         let defaults = serde_json::to_value(Self::default()).unwrap_or_default();
-        let sections: [(&[&str], Help); 17] = [
+        let sections: [(&[&str], Help); 18] = [
             (&["server"], Server::HELP),
             (&["tls"], Tls::HELP),
             (&["addresses", "claim"], Claim::HELP),
@@ -131,6 +131,7 @@ impl Config {
             (&["logging"], Logging::HELP),
             (&["filesystem"], Filesystem::HELP),
             (&["carver"], Carver::HELP),
+            (&["session"], Session::HELP),
             (&["prometheus", "basic_auth"], BasicAuth::HELP),
         ];
         let mut keys = Vec::new();

@@ -13,7 +13,7 @@ pub use limits::Limits;
 pub use sections::{
     Addresses, AgentCheck, BasicAuth, Carver, Claim, ClientAuth, Dns, Filesystem, HostIdentifier,
     LogCompression, Logging, Mysql, MysqlReadReplica, Osquery, PostQuantum, Prometheus, Redis,
-    Server, State, Tls, TlsCompatibility, Tune, Workers,
+    Server, Session, State, Tls, TlsCompatibility, Tune, Workers,
 };
 pub use validate::Problem;
 
@@ -45,6 +45,8 @@ pub struct Config {
     pub redis: Redis,
     /// The port that agents connect to.
     pub server: Server,
+    /// Operators' sign-in over the network.
+    pub session: Session,
     /// Where files are kept.
     pub state: State,
     /// How TLS is spoken on the agent port.

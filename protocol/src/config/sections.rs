@@ -337,6 +337,17 @@ section! {
 }
 
 section! {
+    /// Operators' sign-in over the network.
+    Session {
+        /// Random bytes of a token.
+        key_size: u16 = 64;
+        /// A session ends when it has not been used for this long, unless it is of an account for programs (API only); 0: never.
+        #[serde(with = "super::keys::span")]
+        duration: Duration = Duration::from_secs(5 * 24 * 3600);
+    }
+}
+
+section! {
     /// HTTP basic authentication of `/metrics`. Without user name and password the path answers 404 to remote clients.
     BasicAuth {
         /// User name.

@@ -232,6 +232,15 @@ impl Config {
             (1..=32 << 20).contains(&self.carver.max_block_size),
             "carver.max_block_size: must be 1 byte to 32 MiB",
         );
+        check(
+            (32..=256).contains(&self.session.key_size),
+            "session.key_size: must be 32 to 256",
+        );
+        let duration = self.session.duration.as_secs();
+        check(
+            self.session.duration.is_zero() || (300..=400 * 24 * 3600).contains(&duration),
+            "session.duration: must be 5m to 400d, or 0 for sessions that do not end by themselves",
+        );
     }
 
     fn validate_replicas(&self, check: &mut impl FnMut(bool, &str)) {

@@ -3,11 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::http::header;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use fleet_protocol::proxy_header;
-use fleet_protocol::secret::Secret;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;

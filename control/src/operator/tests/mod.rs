@@ -1,6 +1,8 @@
 //! The routes over an embedded store: what the tests share.
 
+mod accounts;
 mod addresses;
+mod audit;
 mod documents;
 mod doors;
 mod hosts;
@@ -9,23 +11,29 @@ mod resources;
 mod table;
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Method, Request, StatusCode};
+use axum::http::{Method, Request, StatusCode, header};
 use fleet_protocol::ids::{HostId, NodeKeyHash};
+use fleet_protocol::secret::Secret;
 use http_body_util::BodyExt as _;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
+use super::listen::Client;
 use super::*;
 use crate::agents::now;
 use crate::model::enrollment::NewEnrollment;
 use crate::model::host::HostColumns;
+use crate::model::user::{NewUser, Role, User};
 
 const P: &str = "/api/latest/fleet";
+/// Where remote requests come from.
+const CLIENT: Client = Client(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 99)));
 
 /// Everything behind the routes, in a directory of its own.
 struct Bench {
@@ -99,6 +107,54 @@ impl Bench {
     async fn remote(&self, method: Method, path: &str) -> (StatusCode, Value) {
         let router = routes::router(Arc::clone(&self.office), Side::Tunnel);
         call(router, method, path, Value::Null).await
+    }
+
+    /// A remote client's request with that token, if any.
+    async fn ask(
+        &self,
+        token: Option<&str>,
+        method: Method,
+        path: &str,
+        body: Value,
+    ) -> (StatusCode, Value) {
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let body = match body {
+            Value::Null => Body::empty(),
+            body => Body::from(body.to_string()),
+        };
+        let mut request = request.body(body).unwrap();
+        request.extensions_mut().insert(CLIENT);
+        let router = routes::router(Arc::clone(&self.office), Side::Tunnel);
+        let (status, bytes) = send(router, request).await;
+        (status, serde_json::from_slice(&bytes).unwrap_or_default())
+    }
+
+    /// An account without a password.
+    async fn account(&self, role: Role) -> User {
+        let new = NewUser {
+            name: role.word().into(),
+            email: format!("{}-{}@example.com", role.word(), fastrand::u32(..)),
+            password_hash: Secret::default(),
+            role,
+            is_api_only: false,
+            must_reset: false,
+        };
+        let added = self.office.deps.store.add_user(&new, false).await;
+        added.unwrap().unwrap()
+    }
+
+    /// A token of such an account.
+    async fn token(&self, role: Role) -> String {
+        let user = self.account(role).await;
+        self.session(&user).await
+    }
+
+    async fn session(&self, user: &User) -> String {
+        let token = self.office.guard.begin(user).await.unwrap();
+        token.reveal().to_owned()
     }
 
     async fn enroll(&self, name: &str) -> HostId {

@@ -7,6 +7,7 @@ mod host_cases;
 mod outage;
 mod server;
 mod spec_cases;
+mod user_cases;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -58,6 +59,13 @@ impl Bed {
     }
 }
 
+/// On the heap, and made in a frame of its own: all cases together are more than a thread's stack.
+fn boxed<'a, F: Future<Output = ()> + 'a>(
+    make: impl FnOnce() -> F,
+) -> std::pin::Pin<Box<dyn Future<Output = ()> + 'a>> {
+    Box::pin(make())
+}
+
 /// A test for each case on SQLite, and one that runs all of them on one MariaDB.
 macro_rules! cases {
     ($($module:ident::$case:ident,)+) => {
@@ -75,9 +83,11 @@ macro_rules! cases {
             outage::migrations_start_from_nothing(&server).await;
             $(
                 eprintln!("case {}", stringify!($case));
-                let bed = Bed::open(server.database(stringify!($case)).await).await;
-                // Each on the heap: together they are more than a thread's stack.
-                Box::pin($module::$case(&bed)).await;
+                boxed(|| async {
+                    let bed = Bed::open(server.database(stringify!($case)).await).await;
+                    $module::$case(&bed).await;
+                })
+                .await;
             )+
             outage::tls_is_verified(&server).await;
             outage::who_is_denied_is_told_so(&server).await;
@@ -114,6 +124,10 @@ cases! {
     spec_cases::settings_and_secrets_are_kept,
     spec_cases::carves_make_progress,
     spec_cases::ping_works,
+    user_cases::accounts_are_kept,
+    user_cases::an_admin_always_stays,
+    user_cases::sessions_are_found_by_their_token_and_end,
+    user_cases::activities_are_added_listed_and_pruned,
     backfill::hosts_of_the_old_schema_are_found_by_address,
     backfill::a_backfill_that_was_cut_off_goes_on,
     backfill::two_nodes_do_each_row_once,
