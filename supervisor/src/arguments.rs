@@ -44,8 +44,6 @@ struct CommandLine {
 )]
 struct Client {
     #[command(flatten)]
-    common: Common,
-    #[command(flatten)]
     ctl: Ctl,
 }
 
@@ -120,7 +118,7 @@ pub(crate) enum Command {
     /// Look at the log files that are kept
     #[command(subcommand)]
     Journal(JournalCommand),
-    /// Look at hosts and change queries, packs, labels and options
+    /// Operate a server, this machine's or another's: hosts, queries, packs, labels, live queries, users
     Ctl(Ctl),
     /// Render the configuration of a load balancer in front of these addresses
     #[command(subcommand)]
@@ -175,6 +173,8 @@ pub(crate) struct Invocation {
     pub(crate) command: Command,
     /// Where options come from.
     pub(crate) sources: Sources,
+    /// Called under the client's name.
+    pub(crate) is_fleetctl: bool,
 }
 
 /// Parses; the error holds help and version, too.
@@ -188,11 +188,12 @@ pub(crate) fn parse(
         .and_then(|path| path.file_name())
         .is_some_and(|name| name == CLIENT_NAME);
     if is_client {
-        let matches = with_options(Client::command()).try_get_matches_from(arguments)?;
+        let matches = client().try_get_matches_from(arguments)?;
         let client = Client::from_arg_matches(&matches)?;
         return Ok(Invocation {
-            sources: sources(&matches, client.common),
+            sources: Sources::default(),
             command: Command::Ctl(client.ctl),
+            is_fleetctl: true,
         });
     }
     let matches = with_options(CommandLine::command()).try_get_matches_from(arguments)?;
@@ -200,13 +201,29 @@ pub(crate) fn parse(
     Ok(Invocation {
         sources: sources(&matches, line.common),
         command: line.command,
+        is_fleetctl: false,
     })
+}
+
+/// The client by itself: `--config` is its own file there, as fleetctl has it, and there is no server to configure.
+fn client() -> clap::Command {
+    Client::command().mut_arg("contexts", |contexts| {
+        contexts.long("config").visible_alias("contexts")
+    })
+}
+
+/// The command line for completions and manual pages: without the options that only `start --help` shows.
+pub(crate) fn described(is_fleetctl: bool) -> clap::Command {
+    if is_fleetctl {
+        client()
+    } else {
+        CommandLine::command()
+    }
 }
 
 /// Adds each option to every command; only `start --help` shows them.
 fn with_options(command: clap::Command) -> clap::Command {
     let keys = Config::keys();
-    let has_start = command.find_subcommand("start").is_some();
     let hidden = keys.iter().map(|key| option(key).hide(true).global(true));
     let fleets = fleet_keys::KEYS.iter().flat_map(|(section, names)| {
         let flags = names.iter().map(move |name| format!("{section}_{name}"));
@@ -216,11 +233,10 @@ fn with_options(command: clap::Command) -> clap::Command {
                 .global(true)
         })
     });
-    let command = command.args(hidden).args(fleets);
-    if !has_start {
-        return command;
-    }
-    command.mut_subcommand("start", |start| start.args(keys.iter().map(option)))
+    command
+        .args(hidden)
+        .args(fleets)
+        .mut_subcommand("start", |start| start.args(keys.iter().map(option)))
 }
 
 fn spellings(arg: Arg, flag: &str) -> Arg {

@@ -21,7 +21,7 @@ fn pair(key: &str, text: &str) -> (String, String) {
 #[test]
 fn clap_finds_no_fault() {
     with_options(CommandLine::command()).debug_assert();
-    with_options(Client::command()).debug_assert();
+    client().debug_assert();
 }
 
 #[test]

@@ -45,7 +45,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
-    let Invocation { command, sources } = invocation;
+    let Invocation {
+        command,
+        sources,
+        is_fleetctl,
+    } = invocation;
     let settings = || read_settings(&sources);
     match command {
         Command::Worker { slot } => {
@@ -105,9 +109,22 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
             let options = tune::options(found.file.as_deref(), &found.config);
             return tune::run(&what, &found.config, &options);
         }
-        Command::Ctl(ctl) => return Ok(ctl::run(ctl, &client_dir(&settings()?))),
+        Command::Ctl(ctl) => return Ok(control(ctl, &sources, is_fleetctl)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Options are read only if the server of this machine may be meant: elsewhere they may be another's.
+fn control(ctl: ctl::Ctl, sources: &Sources, is_fleetctl: bool) -> ExitCode {
+    let caller = ctl::Caller {
+        is_fleetctl,
+        is_state_dir_told: names_state_dir(sources),
+        state_dir: &|| {
+            let found = read_settings(sources).map_err(|failure| failure.to_string())?;
+            Ok(client_dir(&found))
+        },
+    };
+    ctl::run(ctl, caller)
 }
 
 fn read_settings(sources: &Sources) -> Result<Settings, Failure> {
@@ -115,6 +132,15 @@ fn read_settings(sources: &Sources) -> Result<Settings, Failure> {
         .filter_map(|(name, _)| name.into_string().ok())
         .collect();
     settings::read(sources, &|name| std::env::var_os(name), &names)
+}
+
+/// Whether somebody said which server's state is meant, so that `ctl` asks no other.
+fn names_state_dir(sources: &Sources) -> bool {
+    let is_flag = sources
+        .flags
+        .iter()
+        .any(|(key, _)| key.path == ["state", "dir"]);
+    is_flag || sources.file.is_some() || std::env::var_os("FLEET_STATE_DIR").is_some()
 }
 
 fn client_dir(settings: &Settings) -> std::path::PathBuf {

@@ -13,7 +13,7 @@ use super::{API, Failure, Output, diff, pack_file};
 /// Standard input in place of a file.
 const STDIN: &str = "-";
 /// The label that every host is in.
-const ALL_HOSTS: &str = "All Hosts";
+pub(super) const ALL_HOSTS: &str = "All Hosts";
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -79,6 +79,19 @@ pub(super) fn read(files: &[PathBuf], labels: &[String]) -> Result<Documents, Fa
         }
     }
     Ok(documents)
+}
+
+/// Files of osquery packs alone, whatever their names end in.
+pub(super) fn packs(files: &[PathBuf], labels: &[String]) -> Result<Vec<Value>, Failure> {
+    let mut packs = Vec::new();
+    for file in files {
+        let source = file.display();
+        let failed = |reason: String| Failure::Usage(format!("{source}: {reason}"));
+        let text = text_of(file).map_err(|error| failed(error.to_string()))?;
+        let name = file.file_stem().unwrap_or_default().to_string_lossy();
+        packs.extend(pack_file::read(&name, &text, labels).map_err(failed)?);
+    }
+    Ok(packs)
 }
 
 fn text_of(file: &Path) -> std::io::Result<String> {

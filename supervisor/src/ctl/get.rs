@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::client::{Client, encoded};
 use super::table::{Column, age, bytes, render, text};
-use super::{API, Failure, Output, address, document, host, yaml};
+use super::{API, Failure, Output, address, carve, document, host, user, yaml};
 
 /// Members of specs that say what the server knows, not what an operator wants.
 const NOT_SPEC: [&str; 2] = ["id", "host_count"];
@@ -72,6 +72,10 @@ enum What {
     EnrollSecret,
     /// Carves: files that hosts have uploaded.
     Carves,
+    /// One carve, or with --outfile or --stdout its archive.
+    Carve(carve::Carve),
+    /// Users.
+    Users,
     /// Addresses that agents may connect to, with their load.
     Addresses,
 }
@@ -139,6 +143,24 @@ impl Get {
             }
             What::EnrollSecret => enroll_secret(client, form, now).await,
             What::Carves => carves(client, form, now).await,
+            What::Carve(carve) if carve.is_download() => carve.download(client).await,
+            What::Carve(carve) => {
+                let found = carve.show(client).await?;
+                Ok(Output::of(print(
+                    form,
+                    vec![document::wrap("carve", found)],
+                )))
+            }
+            What::Users => {
+                let users = items(&client.get(&format!("{API}/users")).await?, "users");
+                Ok(Output::of(match form {
+                    Form::People => user::table(&users),
+                    _ => {
+                        let documents = users.into_iter().map(|user| document::wrap("user", user));
+                        print(form, documents.collect())
+                    }
+                }))
+            }
             What::Addresses => addresses(client, form).await,
         }
     }

@@ -28,7 +28,7 @@ impl Column {
 }
 
 /// Spaces between two columns.
-const GAP: usize = 2;
+pub(super) const GAP: usize = 2;
 /// An elastic column is not made smaller.
 const ELASTIC_CHARS_MIN: usize = 8;
 
@@ -66,7 +66,7 @@ fn render_within(columns: &[Column], rows: Vec<Vec<String>>, terminal: Option<us
 }
 
 /// Widths of the columns: as wide as their texts, and where that is too much, the widest elastic ones are cut first.
-fn widths(columns: &[Column], rows: &[Vec<String>], chars: usize) -> Vec<usize> {
+pub(super) fn widths(columns: &[Column], rows: &[Vec<String>], chars: usize) -> Vec<usize> {
     let natural = |(index, column): (usize, &Column)| {
         let cells = rows.iter().filter_map(|cells| cells.get(index));
         let texts = cells.map(|cell| cell.chars().count());
@@ -87,12 +87,14 @@ fn widths(columns: &[Column], rows: &[Vec<String>], chars: usize) -> Vec<usize> 
     widths
 }
 
-/// White space of any kind becomes one space.
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+/// White space of any kind becomes one space, and what would steer the terminal is shown as unreadable: hosts choose
+/// these texts.
+pub(super) fn one_line(text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    text.replace(char::is_control, "\u{fffd}")
 }
 
-fn cut(text: String, chars_max: usize) -> String {
+pub(super) fn cut(text: String, chars_max: usize) -> String {
     if text.chars().count() <= chars_max {
         return text;
     }
@@ -188,6 +190,16 @@ mod tests {
             let longest = text.lines().map(|line| line.chars().count()).max();
             assert!(longest <= Some(chars.max(24)), "{chars}: {text}");
         }
+    }
+
+    #[test]
+    fn nothing_steers_the_terminal() {
+        let rows = vec![vec!["a\u{1b}[2J\u{9b}b\u{7}".to_owned()]];
+        let text = render_within(&[Column::Elastic("X")], rows, None);
+        assert!(
+            !text.trim_end().chars().any(|c| c.is_control() && c != '\n'),
+            "{text:?}"
+        );
     }
 
     #[test]

@@ -44,8 +44,7 @@ impl Server {
 
     async fn run(&self, arguments: &str) -> Result<Output, Failure> {
         let words = std::iter::once("ctl").chain(arguments.split_whitespace());
-        let arguments = Arguments::try_parse_from(words).unwrap();
-        execute(arguments.ctl, self.state.path()).await
+        execute_on(self.state.path(), words).await
     }
 
     async fn text(&self, arguments: &str) -> String {
@@ -61,6 +60,21 @@ impl Server {
             .map(|(what, _)| what.replace(API, ""))
             .collect()
     }
+}
+
+/// As on the server's own machine.
+async fn execute_on<'a>(
+    state: &std::path::Path,
+    words: impl IntoIterator<Item = &'a str>,
+) -> Result<Output, Failure> {
+    let arguments = Arguments::try_parse_from(words).unwrap();
+    let caller = Caller {
+        is_fleetctl: false,
+        is_state_dir_told: true,
+        state_dir: &|| Ok(state.to_owned()),
+    };
+    let world = World::new(&arguments.ctl, caller);
+    execute(arguments.ctl.command, &world).await
 }
 
 async fn accept(
@@ -297,8 +311,7 @@ async fn deletes_go_on_after_a_refusal() {
 #[tokio::test]
 async fn an_absent_server_still_tells_the_client_s_version() {
     let state = tempfile::tempdir().unwrap();
-    let arguments = Arguments::try_parse_from(["ctl", "version"]).unwrap();
-    let output = execute(arguments.ctl, state.path()).await.unwrap();
+    let output = execute_on(state.path(), ["ctl", "version"]).await.unwrap();
     assert!(output.text.starts_with("client  "));
     assert_eq!(output.failure.unwrap().code(), 69);
 }
@@ -314,6 +327,16 @@ fn arguments_hold_together() {
         "ctl delete",
         "ctl delete query",
         "ctl get hosts --limit x",
+        "ctl query --hosts a",
+        "ctl query --query a",
+        "ctl query --hosts a --query a --query-name b",
+        "ctl query --hosts a --query a --format yaml",
+        "ctl query --hosts a --query a --timeout x",
+        "ctl config set",
+        "ctl config get nothing",
+        "ctl user create --role root --email a",
+        "ctl completion tcsh",
+        "ctl debug archive --seconds 0",
     ] {
         assert!(
             Arguments::try_parse_from(wrong.split(' ')).is_err(),
@@ -324,6 +347,12 @@ fn arguments_hold_together() {
         "ctl get --yaml queries",
         "ctl get enroll-secret",
         "ctl apply -f a -f b --dry_run",
+        "ctl query --hosts a,b --labels c --query d --exit --timeout 1m --pretty",
+        "ctl query --labels a --query-name b --format csv --quiet",
+        "ctl config set --context a --tls-skip-verify --rootca b --custom-header c:d",
+        "ctl user create --global-role admin --email a --api-only",
+        "ctl --context a get hosts",
+        "ctl get hosts --context a",
     ] {
         assert!(
             Arguments::try_parse_from(right.split(' ')).is_ok(),
