@@ -24,6 +24,7 @@ mod feed;
 mod feed_load;
 mod grace;
 mod host_config;
+mod import;
 mod inherit;
 mod journal;
 mod labels;
@@ -54,7 +55,8 @@ mod work;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use fleet_protocol::config::Config;
+use fleet_protocol::config::{self, Config};
+pub use import::{ImportOptions, ImportProgress, ImportReport, ImportTally, Person};
 pub use journal::{DamagedRange, JournalReport, SegmentReport};
 pub use store::{Filling, Progress};
 
@@ -92,6 +94,19 @@ pub fn prepare_db(
     tell: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Prepared, String> {
     process::prepare_db(config, state_dir, tell)
+}
+
+/// Copies hosts with their keys, secrets, queries, packs, labels and agent options from the database `from` of Fleet or
+/// Kolide Fleet, which is only read, and tells how far it is with the hosts. The embedded store is brought up to date; a
+/// shared database must be. What it is cut off at, the next one goes on with. The error is one line for people.
+pub fn import_fleet(
+    config: &Config,
+    state_dir: &Path,
+    from: &config::Mysql,
+    options: ImportOptions,
+    tell: &(dyn Fn(ImportProgress) + Send + Sync),
+) -> Result<ImportReport, String> {
+    import::import(config, state_dir, from, options, tell)
 }
 
 /// Reads every log segment against its checksums, beside a running server if there is one. The error is one line for

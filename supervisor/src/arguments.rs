@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::ctl::Ctl;
 use crate::fleet_keys;
+use crate::import::Import;
 use crate::lb::Lb;
 use crate::settings::Sources;
 use crate::tune::Tune;
@@ -115,6 +116,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         what: PrepareCommand,
     },
+    /// Copy a fleet from the database of Fleet or Kolide Fleet: its agents go on with the keys that they have
+    Import(Import),
     /// Look at the log files that are kept
     #[command(subcommand)]
     Journal(JournalCommand),

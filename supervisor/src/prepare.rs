@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, IsTerminal as _, Write, stdin, stdout};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fleet_control::{Prepared, Progress};
 use fleet_protocol::config::Config;
@@ -11,12 +11,9 @@ use fleet_protocol::grouped::Grouped;
 
 use crate::arguments::PrepareCommand;
 use crate::exit::Failure;
+use crate::screen::{LINE_INTERVAL, Line, Screen};
 use crate::setup::with_password;
 use crate::state_dir::{self, StateDir};
-
-/// Between two lines about the same thing: on a terminal, where they replace each other, and elsewhere.
-const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
-const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Asks first when somebody sits at a terminal, unless told not to.
 pub(crate) fn prepare(
@@ -79,74 +76,31 @@ fn summary(prepared: Prepared, place: &str) -> String {
     }
 }
 
-/// Shows what goes on: on a terminal in one line that is rewritten, elsewhere in a line now and then.
-struct Screen<W> {
-    out: W,
-    is_terminal: bool,
-    /// Of what may be left out.
-    shown_at: Option<Instant>,
-    /// Something stands in the last line, and what comes next may replace it.
-    is_open: bool,
-}
-
 impl<W: Write> Screen<W> {
-    fn new(out: W, is_terminal: bool) -> Self {
-        Self {
-            out,
-            is_terminal,
-            shown_at: None,
-            is_open: false,
-        }
-    }
-
     fn show(&mut self, progress: &Progress, now: Instant) -> std::io::Result<()> {
-        let (is_passing, is_replaceable) = match progress {
+        let place = match progress {
             // Most statements are over before anybody has read the line.
-            Progress::Changing { elapsed, .. } if !self.is_terminal && *elapsed < LINE_INTERVAL => {
+            Progress::Changing { elapsed, .. }
+                if !self.is_terminal() && *elapsed < LINE_INTERVAL =>
+            {
                 return Ok(());
             }
-            Progress::Changing { .. } | Progress::Filling(_) => (true, true),
-            Progress::Queued { .. } => (false, true),
+            Progress::Changing { .. } | Progress::Filling(_) => Line::Passing,
+            Progress::Queued { .. } => Line::Open,
             // An empty table is no news.
             Progress::Filled(filling) if filling.total == 0 => return Ok(()),
             Progress::Blocked { .. } | Progress::Changed { .. } | Progress::Filled(_) => {
-                (false, false)
+                Line::Whole
             }
         };
-        let interval = if self.is_terminal {
-            TERMINAL_INTERVAL
-        } else {
-            LINE_INTERVAL
-        };
-        let is_early = self.shown_at.is_some_and(|at| now - at < interval);
-        if is_passing {
-            if is_early {
-                return Ok(());
-            }
-            self.shown_at = Some(now);
-        }
-        if !self.is_terminal {
-            return writeln!(self.out, "{progress}").and_then(|()| self.out.flush());
-        }
-        // Back to the beginning of the line, and nothing of the former text stays.
-        write!(self.out, "\r{progress}\x1b[K")?;
-        self.is_open = true;
-        if is_replaceable {
-            return self.out.flush();
-        }
-        self.finish_line()
-    }
-
-    fn finish_line(&mut self) -> std::io::Result<()> {
-        if std::mem::take(&mut self.is_open) {
-            writeln!(self.out)?;
-        }
-        self.out.flush()
+        self.write(place, &progress, now)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use fleet_control::Filling;
 
     use super::*;
@@ -179,7 +133,7 @@ mod tests {
         let progress = Progress::Filled(filling(3_000));
         screen.show(&progress, began).unwrap();
         screen.finish_line().unwrap();
-        String::from_utf8(screen.out).unwrap()
+        String::from_utf8(screen.into_inner()).unwrap()
     }
 
     #[test]

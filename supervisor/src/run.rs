@@ -18,7 +18,8 @@ use crate::exit::{self, Failure};
 use crate::settings::{self, Settings, Sources};
 use crate::upgrade::own_path;
 use crate::{
-    ctl, journal, lb, plan, prepare, sizing, start, state_dir, status, supervisor, sys, tune,
+    ctl, import, journal, lb, plan, prepare, sizing, start, state_dir, status, supervisor, sys,
+    tune,
 };
 
 /// Longest wait of `stop`: agents, then control, then what is killed.
@@ -94,6 +95,11 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
             let found = settings()?;
             warn(&found);
             prepare::prepare(what, &found.config, no_prompt)?;
+        }
+        Command::Import(options) => {
+            let found = settings()?;
+            warn(&found);
+            import::import(&options, &found.config)?;
         }
         Command::Journal(JournalCommand::Verify { json }) => {
             let found = settings()?;

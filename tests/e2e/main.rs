@@ -11,6 +11,7 @@ mod crash;
 mod first_start;
 mod held;
 mod herds;
+mod import;
 mod journal;
 mod loadtest;
 mod namespaces;

@@ -14,6 +14,7 @@ mod apply;
 mod audit;
 mod carves;
 mod check;
+pub(crate) mod draft;
 mod fault;
 mod guard;
 mod health;

@@ -19,7 +19,7 @@ use super::value::Arg;
 use crate::model::host::{HostDetails, HostState};
 use crate::model::label::{LabelId, LabelResult};
 
-const SEEN: Upsert<'_> = Upsert {
+pub(super) const SEEN: Upsert<'_> = Upsert {
     table: "host_seen",
     key: &["host_id"],
     columns: &[("host_id", Rule::Keep), ("seen_at", Rule::Max)],

@@ -25,7 +25,7 @@ use crate::model::enrollment::{EnrollOutcome, Identity, NewEnrollment};
 use crate::model::host::{HostState, shortest_interval_s};
 use crate::model::label::LabelId;
 
-const HOSTS: Upsert<'_> = Upsert {
+pub(super) const HOSTS: Upsert<'_> = Upsert {
     table: "hosts",
     key: &["id"],
     columns: &[

@@ -20,6 +20,7 @@ mod enroll;
 mod error;
 mod gate;
 mod host_list;
+mod import;
 mod label_specs;
 mod migrate;
 mod packs;
@@ -34,7 +35,7 @@ mod settings;
 mod specs;
 mod statistics;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod users;
 mod value;
 
@@ -50,7 +51,9 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 pub(crate) use error::{Error, Result};
+pub(crate) use import::{Imported, ImportedHost};
 pub(crate) use migrate::{Tell, quiet};
+pub(crate) use pools::mysql_options;
 pub use progress::{Filling, Progress};
 pub(crate) use replicas::Standing;
 pub(crate) use statistics::StoreStatistics;

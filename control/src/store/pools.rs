@@ -326,7 +326,8 @@ fn make_private(path: &Path) -> io::Result<()> {
     }
 }
 
-fn mysql_options(mysql: &config::Mysql) -> Result<MySqlConnectOptions, Error> {
+/// How a server of MySQL's is reached.
+pub(crate) fn mysql_options(mysql: &config::Mysql) -> Result<MySqlConnectOptions, Error> {
     let mut options = MySqlConnectOptions::new()
         .username(&mysql.username)
         .database(&mysql.database)

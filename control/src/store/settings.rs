@@ -131,7 +131,7 @@ impl Store {
     }
 }
 
-fn check_secret(secret: &Secret) -> StdResult<(), Error> {
+pub(super) fn check_secret(secret: &Secret) -> StdResult<(), Error> {
     let text = secret.reveal();
     let problem = if text.trim().is_empty() {
         "is empty"
@@ -146,7 +146,7 @@ fn check_secret(secret: &Secret) -> StdResult<(), Error> {
     Err(Error::Invalid(format!("an enroll secret {problem}")))
 }
 
-async fn read_secrets(
+pub(super) async fn read_secrets(
     session: &mut Session<'_>,
 ) -> StdResult<BTreeMap<Secret, UnixSeconds>, Fault> {
     let sql = "SELECT secret, created_at FROM enroll_secrets";
@@ -157,7 +157,10 @@ async fn read_secrets(
     Ok(secrets)
 }
 
-async fn write_secrets(session: &mut Session<'_>, secrets: &[&str]) -> StdResult<(), Fault> {
+pub(super) async fn write_secrets(
+    session: &mut Session<'_>,
+    secrets: &[&str],
+) -> StdResult<(), Fault> {
     let at = now();
     let rows: Vec<Vec<Arg<'_>>> = secrets
         .iter()

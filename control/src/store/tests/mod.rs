@@ -5,7 +5,7 @@ mod change_cases;
 mod enroll_cases;
 mod host_cases;
 mod outage;
-mod server;
+pub(crate) mod server;
 mod spec_cases;
 mod user_cases;
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::bus::tests::{free_port, make_certificates};
 
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
     dir: tempfile::TempDir,
     port: u16,
@@ -25,7 +25,7 @@ impl Drop for Server {
 
 impl Server {
     /// `None` when there is no MariaDB on the machine.
-    pub(super) fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let made = Command::new("mariadb-install-db")
             // At its start a server removes temporary tables from this directory, those of others too.
@@ -108,7 +108,7 @@ impl Server {
     }
 
     /// Runs statements as root.
-    pub(super) async fn run(&self, sql: String) {
+    pub(crate) async fn run(&self, sql: String) {
         let mut connection = self.connect().await;
         sqlx::raw_sql(AssertSqlSafe(sql))
             .execute(&mut connection)
@@ -128,7 +128,7 @@ impl Server {
     }
 
     /// A new database, and the configuration of somebody without privileges beyond it.
-    pub(super) async fn database(&self, name: &str) -> Config {
+    pub(crate) async fn database(&self, name: &str) -> Config {
         self.run(format!(
             "CREATE DATABASE {name}; \
              CREATE USER IF NOT EXISTS fleet@localhost IDENTIFIED BY 'hunter2'; \
