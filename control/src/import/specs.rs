@@ -69,7 +69,7 @@ impl Job<'_> {
     /// Returns our labels by the source's ids: those whose members are to be copied.
     pub(super) async fn copy_settings(&mut self) -> Result<BTreeMap<i64, LabelId>, Trouble> {
         let settings = self.source.settings().await?;
-        let present = self.store.labels().await?;
+        let present = self.store.label_specs().await?;
         let own_builtins: BTreeSet<String> = present
             .iter()
             .filter(|label| label.spec.label_type == LabelType::Builtin)
@@ -107,7 +107,7 @@ impl Job<'_> {
         self.copy_options(config).await?;
         let known: BTreeMap<String, LabelId> = self
             .store
-            .labels()
+            .label_specs()
             .await?
             .into_iter()
             .map(|label| (label.spec.name, label.id))
