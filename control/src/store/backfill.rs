@@ -204,7 +204,7 @@ impl Store {
     async fn count(&self, backfill: &Backfill, span: Span) -> Result<(u64, u64)> {
         let Backfill { table, key, .. } = backfill;
         let mut session = self.session(Purpose::Read).await?;
-        session.allow(COUNT_DEADLINE);
+        session.allow(COUNT_DEADLINE).await?;
         let sql = format!(
             "SELECT COUNT(*), COUNT(CASE WHEN {key} > ? THEN 1 END) FROM {table} WHERE {key} <= ?"
         );
@@ -285,7 +285,7 @@ impl Turn<'_> {
                 session.end(outcome).await
             }
             Self::Locked(session) => {
-                session.allow(CHUNK_DEADLINE);
+                session.allow(CHUNK_DEADLINE).await?;
                 session.command("begin", Dialect::Mysql.begin()).await?;
                 let outcome = chunk(session, backfill, rows).await;
                 let (name, sql) = match &outcome {

@@ -160,7 +160,7 @@ impl Store {
     ) -> Result<Imported> {
         let names = names(batch);
         transaction!(self, session, async {
-            session.allow(BATCH_DEADLINE);
+            session.allow(BATCH_DEADLINE).await?;
             import(&mut session, batch, &names, replaces, mark).await
         })
     }

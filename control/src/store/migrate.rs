@@ -81,13 +81,13 @@ impl Store {
         match self.dialect {
             Dialect::Sqlite => {
                 let mut session = Attempts::new(self).begin().await?;
-                session.allow(STATEMENT_DEADLINE);
+                session.allow(STATEMENT_DEADLINE).await?;
                 let outcome = run_missing(&mut session, tell).await;
                 Ok(session.end(outcome).await?)
             }
             Dialect::Mysql => {
                 let mut session = self.session(Purpose::Write).await?;
-                session.allow(STATEMENT_DEADLINE);
+                session.allow(STATEMENT_DEADLINE).await?;
                 session.set_apart();
                 let outcome = run_missing_locked(&mut session, tell).await;
                 session.leave().await;

@@ -34,10 +34,16 @@ const STATEMENTS_MAX: usize = 160;
 const PING_AFTER_IDLE: Duration = Duration::from_secs(2);
 /// That question's answer; a connection on which it does not come is closed.
 const PING_DEADLINE: Duration = Duration::from_secs(1);
-/// Strict, whatever the server's default; row values are read with the session's rules.
+/// Strict, whatever the server's default; row values are read with the session's rules. A statement that nobody waits for
+/// any more, because our deadline is over, ends on the server too: MariaDB bounds every statement, in seconds, MySQL those
+/// that only read, in milliseconds. Each ignores the other's comment.
 const MYSQL_SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
-     innodb_lock_wait_timeout = 3, time_zone = '+00:00'; \
+     innodb_lock_wait_timeout = 3, time_zone = '+00:00' \
+     /*M!100101 , max_statement_time = 6 */ /*!50704 , max_execution_time = 6000 */; \
      SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
+/// Takes that bound away.
+pub(super) const MYSQL_UNBOUNDED: &str = "SET SESSION time_zone = '+00:00' \
+     /*M!100101 , max_statement_time = 0 */ /*!50704 , max_execution_time = 0 */";
 /// Whether the server takes writes: both are zero. The second is how Aurora marks a demoted writer.
 pub(super) const READ_ONLY: &str = "SELECT @@global.read_only NOT IN ('0', 'OFF'), \
      @@global.innodb_read_only NOT IN ('0', 'OFF')";

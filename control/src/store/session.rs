@@ -15,7 +15,7 @@ use super::breaker::Sign;
 use super::dialect::{Dialect, Upsert};
 use super::error::{Error, Fault};
 use super::gate::{Gate, Lease, PROBE_DEADLINE, Ticket};
-use super::pools::{Connection, Pools, Purpose};
+use super::pools::{Connection, MYSQL_UNBOUNDED, Pools, Purpose};
 use super::value::{Arg, Row, unexpected};
 
 /// From the call to its answer, with all of its retries.
@@ -64,6 +64,8 @@ pub(super) struct Session<'s> {
     ticket: Ticket<'s>,
     /// Nothing runs and no transaction is open.
     is_clean: bool,
+    /// The server lets its statements run for as long as they take.
+    is_unbounded: bool,
     /// The number of the newest change that the transaction leaves.
     changed_to: Option<i64>,
     deadline: Instant,
@@ -147,6 +149,7 @@ impl<'s> Session<'s> {
             statement_deadline,
             ticket,
             is_clean: true,
+            is_unbounded: false,
             changed_to: None,
             deadline,
         })
@@ -157,10 +160,15 @@ impl<'s> Session<'s> {
         self.deadline = Instant::now() + CALL_DEADLINE;
     }
 
-    /// For statements that are known to take long.
-    pub(super) fn allow(&mut self, span: Duration) {
+    /// For statements that are known to take long. A server's own bound is lifted too, so the connection is not given back.
+    pub(super) async fn allow(&mut self, span: Duration) -> Result<(), Fault> {
         self.statement_deadline = span;
         self.deadline = Instant::now() + span;
+        if self.dialect() == Dialect::Mysql && !self.is_unbounded {
+            self.command("unbound", MYSQL_UNBOUNDED).await?;
+            self.is_unbounded = true;
+        }
+        Ok(())
     }
 
     /// Takes its connection out of the pool, which may make another: for a lock or a setting that lasts, over a longer
@@ -392,7 +400,7 @@ impl<'s> Session<'s> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        if !self.is_clean {
+        if !self.is_clean || self.is_unbounded {
             self.abandon();
         }
     }

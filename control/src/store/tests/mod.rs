@@ -89,6 +89,7 @@ macro_rules! cases {
                 })
                 .await;
             )+
+            outage::a_statement_ends_on_the_server_too(&server).await;
             outage::tls_is_verified(&server).await;
             outage::who_is_denied_is_told_so(&server).await;
             Box::pin(backfill::a_table_in_use_delays_the_migration_alone(&server)).await;

@@ -17,6 +17,7 @@ use crate::bus::tests::make_certificates;
 use crate::model::host::{HostColumns, HostDetails};
 use crate::store::breaker::Sign;
 use crate::store::migrate::MIGRATIONS;
+use crate::store::pools::Purpose;
 use crate::store::{Error, Store, quiet};
 
 pub(super) async fn migrations_start_from_nothing(server: &Server) {
@@ -47,6 +48,34 @@ pub(super) async fn migrations_start_from_nothing(server: &Server) {
         .run("INSERT INTO migrations_start.migrations VALUES (9999, 0)".into())
         .await;
     assert_eq!(b.require_prepared().await, Ok(()));
+}
+
+/// A statement that nobody waits for any more does not go on beside those that come after it.
+pub(super) async fn a_statement_ends_on_the_server_too(server: &Server) {
+    let bed = Bed::open(server.database("given_up").await).await;
+    let mut session = bed.store.session(Purpose::Read).await.unwrap();
+    let asked = session.row("sleep", "SELECT SLEEP(600)", &[]).await;
+    assert!(asked.is_err());
+    drop(session);
+    let sql = "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP%'";
+    let mut connection = server.connect().await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let running: i64 = sqlx::query_scalar(sql)
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+        if running == 0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{running} still run");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // Work that may take long is not cut short.
+    let mut session = bed.store.session(Purpose::Read).await.unwrap();
+    session.allow(Duration::from_secs(60)).await.unwrap();
+    let bound = session.row("bound", "SELECT @@max_statement_time = 0", &[]);
+    assert_eq!(bound.await.unwrap().unwrap().int(0).unwrap(), 1);
 }
 
 pub(super) async fn tls_is_verified(server: &Server) {
