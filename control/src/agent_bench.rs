@@ -28,8 +28,11 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) async fn new() -> Self {
+        Self::with(Config::default()).await
+    }
+
+    pub(crate) async fn with(config: Config) -> Self {
         let state = TempDir::new().unwrap();
-        let config = Config::default();
         let store = Arc::new(Store::open(&config, state.path()).await.unwrap());
         let first = Secret::new("s3cret");
         assert!(store.add_first_enroll_secret(&first).await.unwrap());

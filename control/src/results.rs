@@ -12,7 +12,7 @@ use fleet_protocol::ids::{HostId, RequestId, UnixSeconds};
 use fleet_protocol::reject::Reject;
 
 use crate::agents::{Agents, lock};
-use crate::campaigns::{Incoming, campaign_of_name};
+use crate::campaigns::take_live;
 use crate::detail_queries::{DETAIL_PREFIX, DetailQuery};
 use crate::details::Facts;
 use crate::labels::{LABEL_PREFIX, has_rows, label_of_tail};
@@ -153,33 +153,6 @@ impl Warned {
     pub(crate) fn clear(&mut self, what: &str) {
         self.last.remove(what);
     }
-}
-
-/// The results of live queries, which go another way.
-fn take_live(
-    requests: &mut [(RequestId, Write)],
-    refusals: &HashMap<HostId, Reject>,
-) -> Vec<Incoming> {
-    let mut live = Vec::new();
-    for (_, write) in requests {
-        let host = write.host;
-        if refusals.contains_key(&host) {
-            continue;
-        }
-        let (of_campaigns, others) = std::mem::take(&mut write.results)
-            .into_iter()
-            .partition(|result: &QueryResult| campaign_of_name(&result.name).is_some());
-        write.results = others;
-        live.extend(of_campaigns.into_iter().filter_map(|result| {
-            let campaign = campaign_of_name(&result.name)?;
-            Some(Incoming {
-                campaign,
-                host,
-                result,
-            })
-        }));
-    }
-    live
 }
 
 /// What the store is asked to write for a batch.

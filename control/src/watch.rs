@@ -3,6 +3,8 @@
 //! Invariants: the position moves on only after everything up to it has been applied, and applying twice is harmless;
 //! while the store is away or read-only, so perhaps behind, the roster stays as it is and agents are served from it.
 
+mod digest;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,13 +17,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::agents::{Agents, lock, now};
 use crate::campaigns;
 use crate::enroll::SecretSet;
-use crate::feed::{Recent, Touch};
-use crate::grace::GRACE_S;
 use crate::host_config::{Composer, Specs};
 use crate::labels::LabelPlan;
-use crate::model::campaign::CampaignId;
-use crate::model::change::{ChangeKind, ChangeRow};
+use crate::model::change::ChangeRow;
 use crate::store::{self, Store};
+use digest::{Digest, add_grace, recent, subject};
 
 /// Changes are looked for this often when nobody wakes us.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -56,49 +56,6 @@ pub(crate) async fn read_specs(store: &Store) -> store::Result<Specs> {
         queries: store.queries().await?,
         labels: store.label_specs().await?,
     })
-}
-
-/// What a number of change rows comes to.
-#[derive(Debug, Default)]
-struct Digest {
-    hosts: BTreeSet<HostId>,
-    deleted: Vec<ChangeRow>,
-    campaigns: BTreeSet<CampaignId>,
-    has_specs: bool,
-    has_secrets: bool,
-    /// Rows of kinds that this build does not know.
-    unknown: u64,
-}
-
-impl Digest {
-    fn of(rows: &[ChangeRow], again: &BTreeSet<HostId>) -> Self {
-        let mut digest = Self {
-            hosts: again.clone(),
-            ..Self::default()
-        };
-        for row in rows {
-            match row.kind {
-                ChangeKind::Host => digest.hosts.extend(subject(row)),
-                ChangeKind::HostDeleted => digest.deleted.push(*row),
-                ChangeKind::Specs => digest.has_specs = true,
-                ChangeKind::EnrollSecrets => digest.has_secrets = true,
-                ChangeKind::Campaign => digest.campaigns.extend(campaign(row)),
-                ChangeKind::Unknown(_) => digest.unknown += 1,
-            }
-        }
-        for id in digest.deleted.iter().filter_map(subject) {
-            digest.hosts.remove(&id);
-        }
-        digest
-    }
-}
-
-fn campaign(row: &ChangeRow) -> Option<CampaignId> {
-    u32::try_from(row.subject).ok().map(CampaignId)
-}
-
-fn subject(row: &ChangeRow) -> Option<HostId> {
-    u32::try_from(row.subject).ok().map(HostId)
 }
 
 impl Agents {
@@ -495,41 +452,6 @@ fn store_error(error: campaigns::Error) -> store::Error {
     match error {
         campaigns::Error::Store(error) => error,
         other => store::Error::Failed(other.to_string()),
-    }
-}
-
-/// What workers may have missed, as far as the rows tell. New specs may have moved any host to another answer, so
-/// nobody resumes over them.
-fn recent<'a>(floor: FeedSeq, rows: impl Iterator<Item = &'a ChangeRow>) -> Recent {
-    let mut recent = Recent::after(floor);
-    for row in rows {
-        let host = match row.kind {
-            ChangeKind::Host => subject(row).map(Touch::Host),
-            ChangeKind::HostDeleted
-            | ChangeKind::EnrollSecrets
-            | ChangeKind::Campaign
-            | ChangeKind::Unknown(_) => None,
-            ChangeKind::Specs => {
-                recent = Recent::after(row.seq);
-                continue;
-            }
-        };
-        for touch in host.into_iter().chain(row.key.map(Touch::Forget)) {
-            recent.push(row.seq, touch);
-        }
-    }
-    recent
-}
-
-/// Keys replaced a moment ago stay valid for the rest of their time, whoever replaced them.
-fn add_grace(roster: &mut crate::roster::Roster, rows: &[ChangeRow], now: UnixSeconds) {
-    for row in rows {
-        let is_recent = row.at.0.saturating_add(2 * GRACE_S) > now.0;
-        if let (ChangeKind::Host, Some(id), Some(key), true) =
-            (row.kind, subject(row), row.key, is_recent)
-        {
-            roster.add_grace(key, id, row.at);
-        }
     }
 }
 

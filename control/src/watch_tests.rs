@@ -8,7 +8,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::agent_bench::{Bench, answers_of, enroll};
 use crate::enroll::hash_key;
-use crate::feed::Subscription;
+use crate::feed::{Subscription, Touch};
+use crate::model::change::{ChangeKind, ChangeRow};
 use crate::model::query::QuerySpec;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -314,6 +315,8 @@ fn nobody_resumes_over_new_specs() {
         row(7, ChangeKind::Host, 2, Some(key)),
         row(8, ChangeKind::HostDeleted, 3, Some(key)),
         row(9, ChangeKind::EnrollSecrets, 0, None),
+        row(10, ChangeKind::Campaign, 2, None),
+        row(11, ChangeKind::Unknown(99), 2, None),
     ];
     let recent = recent(FeedSeq(4), rows.iter());
     assert_eq!(recent.since(FeedSeq(5)), None);

@@ -8,6 +8,7 @@ use super::*;
 const HOLD: Duration = Duration::from_secs(12);
 const KEY: &str = "Authorization: NodeKey key-7\r\n";
 const LOG: &str = r#"{"data":[{"a":1}],"log_type":"result","node_key":"key-7"}"#;
+const STATUS_LOG: &str = r#"{"data":[{"a":1}],"log_type":"status","node_key":"key-7"}"#;
 
 /// Host 7 is enrolled, and nothing is due for it.
 fn start(change: impl FnOnce(&mut Config)) -> Bench {
@@ -55,23 +56,26 @@ fn is_silent(stream: &TcpStream) -> bool {
 
 #[test]
 fn work_that_comes_is_the_answer() {
-    let mut bench = start(|_| ());
-    let mut held = read(&bench, "");
-    let stats = bench.stats_until(|stats| stats.held_reads == 1);
-    assert_eq!(ends(&stats), []);
-    assert!(is_silent(&held));
-    bench.post("/api/osquery/log", "", LOG);
-    let heard = answer(&mut held);
-    assert!(
-        heard.ends_with(r#"{"queries":{"uptime":"SELECT 1"}}"#),
-        "{heard}"
-    );
-    let stats = bench.stats_until(|stats| stats.held_reads == 0);
-    assert_eq!(ends(&stats), [(HoldEnd::Work, 1)]);
-    let reads = stats.exchanges[Route::Read.index()];
-    assert_eq!(reads[Outcome::Control as usize], 1, "{reads:?}");
-    // Work is due now: nothing is held.
-    assert!(bench.post(READ, KEY, "{}").contains("uptime"));
+    // Told of the host alone, and of many at once.
+    for log in [LOG, STATUS_LOG] {
+        let mut bench = start(|_| ());
+        let mut held = read(&bench, "");
+        let stats = bench.stats_until(|stats| stats.held_reads == 1);
+        assert_eq!(ends(&stats), []);
+        assert!(is_silent(&held));
+        bench.post("/api/osquery/log", "", log);
+        let heard = answer(&mut held);
+        assert!(
+            heard.ends_with(r#"{"queries":{"uptime":"SELECT 1"}}"#),
+            "{heard}"
+        );
+        let stats = bench.stats_until(|stats| stats.held_reads == 0);
+        assert_eq!(ends(&stats), [(HoldEnd::Work, 1)]);
+        let reads = stats.exchanges[Route::Read.index()];
+        assert_eq!(reads[Outcome::Control as usize], 1, "{reads:?}");
+        // Work is due now: nothing is held.
+        assert!(bench.post(READ, KEY, "{}").contains("uptime"));
+    }
 }
 
 #[test]

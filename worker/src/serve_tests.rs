@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fleet_protocol::agent::{Answer, Request, Route};
+use fleet_protocol::agent::{Answer, LogType, Request, Route};
 use fleet_protocol::config::Config;
 use fleet_protocol::feed;
 use fleet_protocol::frame::Decoder;
@@ -33,6 +33,26 @@ struct Bench {
     _dir: tempfile::TempDir,
 }
 
+/// Host 7 has work now: told alone, or called together with others.
+fn work_due(log_type: LogType) -> feed::Change {
+    let at = UnixSeconds(1);
+    match log_type {
+        LogType::Result => feed::Change::WorkDue {
+            host: host().id,
+            at,
+        },
+        LogType::Status => {
+            let mut hosts = Vec::new();
+            let called = roaring::RoaringBitmap::from([host().id.0, 70_000]);
+            called.serialize_into(&mut hosts).unwrap();
+            feed::Change::Called {
+                hosts: hosts.into(),
+                at,
+            }
+        }
+    }
+}
+
 /// A control that enrolls everybody as host 7 and accepts everything, until its worker leaves. Whatever is logged makes
 /// work due for the host.
 fn run_control(control: FakeControl, runtime: &tokio::runtime::Runtime) {
@@ -51,14 +71,11 @@ fn run_control(control: FakeControl, runtime: &tokio::runtime::Runtime) {
                         _ => Answer::Accepted,
                     })
                     .await;
-                    if batch.kind == fleet_protocol::link::BatchKind::Log {
+                    if let Some((_, Request::Log(log))) = batch.requests.first() {
                         link.write(&fleet_protocol::link::FromControl::Feed(feed::Feed {
                             load: feed::Load::Changes,
                             seq: fleet_protocol::ids::FeedSeq(2),
-                            changes: vec![feed::Change::WorkDue {
-                                host: host().id,
-                                at: UnixSeconds(1),
-                            }],
+                            changes: vec![work_due(log.log_type)],
                         }))
                         .await;
                     }

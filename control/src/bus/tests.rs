@@ -12,7 +12,7 @@ use super::*;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-struct Server {
+pub(crate) struct Server {
     child: Child,
     dir: tempfile::TempDir,
 }
@@ -26,7 +26,7 @@ impl Drop for Server {
 
 impl Server {
     /// On a Unix socket of its own, so that no port can be taken.
-    fn start(dir: tempfile::TempDir) -> Option<Self> {
+    pub(crate) fn start(dir: tempfile::TempDir) -> Option<Self> {
         let socket = dir.path().join("redis.sock").display().to_string();
         Self::spawn(dir, &["--port", "0", "--unixsocket", &socket])
     }
@@ -42,13 +42,13 @@ impl Server {
         Some(Self { child, dir })
     }
 
-    fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         let mut config = Config::default();
         config.redis.address = self.dir.path().join("redis.sock").display().to_string();
         config
     }
 
-    fn stop(mut self) -> tempfile::TempDir {
+    pub(crate) fn stop(mut self) -> tempfile::TempDir {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let empty = tempfile::tempdir().unwrap();
@@ -56,7 +56,7 @@ impl Server {
     }
 }
 
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !is_so() {
         assert!(Instant::now() < deadline, "{what}");

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use fleet_protocol::agent::Query;
-use fleet_protocol::ids::HostId;
+use fleet_protocol::agent::{Query, QueryResult, Write};
+use fleet_protocol::ids::{HostId, RequestId};
 use fleet_protocol::reject::Reject;
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::ledger::{Claim, Heard};
 use super::ring::HostResult;
 use super::shared::{self, Taken};
-use super::state::{Incoming, News};
+use super::state::{Incoming, News, campaign_of_name};
 use super::{Campaigns, Counted};
 use crate::agents::{lock, now};
 use crate::bus;
@@ -26,6 +26,34 @@ use crate::model::campaign::{CampaignId, Tally};
 const UNKNOWN_MAX: usize = 16;
 /// Redis did not answer: reads do not wait for it for so long.
 const PAUSE: Duration = Duration::from_secs(2);
+
+/// Takes the results of live queries out of writes, but not those of hosts that are refused: they go another way than
+/// details and labels.
+pub(crate) fn take_live(
+    requests: &mut [(RequestId, Write)],
+    refusals: &HashMap<HostId, Reject>,
+) -> Vec<Incoming> {
+    let mut live = Vec::new();
+    for (_, write) in requests {
+        let host = write.host;
+        if refusals.contains_key(&host) {
+            continue;
+        }
+        let (of_campaigns, others) = std::mem::take(&mut write.results)
+            .into_iter()
+            .partition(|result: &QueryResult| campaign_of_name(&result.name).is_some());
+        write.results = others;
+        live.extend(of_campaigns.into_iter().filter_map(|result| {
+            let campaign = campaign_of_name(&result.name)?;
+            Some(Incoming {
+                campaign,
+                host,
+                result,
+            })
+        }));
+    }
+    live
+}
 
 impl Campaigns {
     /// Whether no campaign runs, so that nobody need ask.

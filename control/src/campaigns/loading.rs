@@ -13,6 +13,9 @@ use super::{Campaigns, Error};
 use crate::agents::{lock, now};
 use crate::model::campaign::{Campaign, CampaignId, Status};
 
+/// One that this node did not know may be so young that it is not in Redis yet.
+const YOUNG_S: u32 = 10;
+
 const LOST_HERE: &str =
     "the results before this one were lost with the gateway's restart; hosts are asked again";
 
@@ -51,13 +54,15 @@ impl Campaigns {
                     ring.push_lost(LOST_HERE);
                     self.counters.lost.fetch_add(1, Relaxed);
                 }
+                let age_s = now().0.saturating_sub(campaign.created_at.0);
+                let is_young = age_s < YOUNG_S;
                 let mut known = Known::new(campaign, targets, ring, now());
                 known.must_extend = true;
                 let is_there = self.bus.is_shared();
                 lock(&self.state).add(known);
                 if is_there {
                     // Redis that is away now is asked when it comes back.
-                    let _ = self.renew(id).await;
+                    let _ = self.ask_standing(id, is_young).await;
                 }
             }
         }
@@ -76,7 +81,18 @@ impl Campaigns {
 
     /// Asks Redis how a campaign stands. If Redis lost it, it begins again.
     pub(super) async fn renew(&self, id: CampaignId) -> Result<(), Error> {
-        let standing = shared::standing(&self.bus, id).await?;
+        self.ask_standing(id, false).await
+    }
+
+    async fn ask_standing(&self, id: CampaignId, is_young: bool) -> Result<(), Error> {
+        let began_at = {
+            let state = lock(&self.state);
+            state.known.get(&id).map(|known| known.campaign.created_at)
+        };
+        let Some(began_at) = began_at else {
+            return Ok(());
+        };
+        let standing = shared::standing(&self.bus, id, began_at, is_young).await?;
         let mut state = lock(&self.state);
         let Some(known) = state.known.get(&id).filter(|known| known.is_running()) else {
             return Ok(());

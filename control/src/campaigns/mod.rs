@@ -13,6 +13,8 @@ mod loading;
 mod ring;
 mod rounds;
 mod shared;
+#[cfg(test)]
+mod shared_tests;
 mod state;
 mod targets;
 #[cfg(test)]
@@ -39,12 +41,12 @@ use crate::roster::Roster;
 use crate::store::{self, Store};
 use state::{Known, State};
 
+pub(crate) use handing::take_live;
 #[allow(
     unused_imports,
     reason = "what viewers are told is for operators' doors"
 )]
 pub(crate) use ring::{Cursor, HostResult};
-pub(crate) use state::{Incoming, campaign_of_name};
 pub(crate) use targets::Groups;
 #[allow(
     unused_imports,
@@ -344,7 +346,7 @@ impl Campaigns {
             tally: Tally::default(),
         };
         if self.bus.is_shared()
-            && let Err(error) = shared::begin(&self.bus, id).await
+            && let Err(error) = shared::begin(&self.bus, id, now).await
         {
             let tally = Tally::default();
             let ended = self

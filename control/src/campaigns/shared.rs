@@ -6,7 +6,7 @@
 //! the end, so that its absence says that Redis lost what it had. Scripts are sent whole: a Redis that restarted knows none.
 
 use fleet_protocol::agent::QueryResult;
-use fleet_protocol::ids::HostId;
+use fleet_protocol::ids::{HostId, UnixSeconds};
 use fleet_protocol::limits::{CAMPAIGN_AGE_MAX, CLAIM_EPOCH, HANDOUTS_MAX, REPLAY_TIME};
 use redis::{Cmd, Value};
 
@@ -16,16 +16,16 @@ use super::ring::{BATCH_EVENTS, Cursor, Entry, HostResult};
 use crate::bus::{Bus, Error};
 use crate::model::campaign::{CampaignId, Tally};
 
-/// Keys: hosts, rows, tally. Arguments: seconds to live, why it is made anew or nothing for a new campaign. Answers
-/// whether it was made.
+/// Keys: hosts, rows, tally. Arguments: seconds to live, when the campaign began, why it is made anew or nothing for one that
+/// has only begun. Answers whether it was made. Keys of another beginning are of another store.
 const BEGIN: &str = "
-if ARGV[2] ~= '' and redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HGET', KEYS[3], 'began') == ARGV[2] then return 0 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 redis.call('SET', KEYS[1], '', 'EX', ARGV[1])
-redis.call('HSET', KEYS[3], 'answered', 0)
+redis.call('HSET', KEYS[3], 'began', ARGV[2])
 redis.call('EXPIRE', KEYS[3], ARGV[1])
-if ARGV[2] ~= '' then
-  redis.call('XADD', KEYS[2], '*', 'lost', ARGV[2])
+if ARGV[3] ~= '' then
+  redis.call('XADD', KEYS[2], '*', 'lost', ARGV[3])
   redis.call('EXPIRE', KEYS[2], ARGV[1])
 end
 return 1";
@@ -101,6 +101,8 @@ const TALLY: [&str; 7] = [
 /// The longest life of a campaign, and what comes after it.
 const LIFE_S: u64 = CAMPAIGN_AGE_MAX.as_secs() + REPLAY_TIME.as_secs();
 
+const LOST: &str = "Redis lost the results before this one; hosts are asked again";
+
 /// What Redis has of a campaign.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Standing {
@@ -135,20 +137,34 @@ fn unreadable() -> Error {
     Error::Unavailable("an answer that makes no sense".into())
 }
 
-/// Makes the keys of a new campaign; what may be there is of another store.
-pub(crate) async fn begin(bus: &Bus, id: CampaignId) -> Result<(), Error> {
-    let mut command = script(BEGIN, &keys(bus, id));
-    command.arg(LIFE_S).arg("");
-    bus.ask(&command).await.map(drop)
+/// Makes the keys of a new campaign, unless another node was quicker.
+pub(crate) async fn begin(bus: &Bus, id: CampaignId, began_at: UnixSeconds) -> Result<(), Error> {
+    begin_unless_there(bus, id, began_at, "").await.map(drop)
 }
 
-/// How a campaign stands that was begun before; it is begun again if Redis lost it.
-pub(crate) async fn standing(bus: &Bus, id: CampaignId) -> Result<Standing, Error> {
+async fn begin_unless_there(
+    bus: &Bus,
+    id: CampaignId,
+    began_at: UnixSeconds,
+    reason: &str,
+) -> Result<bool, Error> {
+    let mut command = script(BEGIN, &keys(bus, id));
+    command.arg(LIFE_S).arg(began_at.0).arg(reason);
+    Ok(bus.ask(&command).await? == Value::Int(1))
+}
+
+/// How a campaign stands. If Redis does not have it, it is begun again; a young one may only be about to begin, so that
+/// nothing is lost.
+pub(crate) async fn standing(
+    bus: &Bus,
+    id: CampaignId,
+    began_at: UnixSeconds,
+    is_young: bool,
+) -> Result<Standing, Error> {
     let keys = keys(bus, id);
-    let mut command = script(BEGIN, &keys);
-    let reason = "Redis lost the results before this one; hosts are asked again";
-    command.arg(LIFE_S).arg(reason);
-    let is_new = bus.ask(&command).await? == Value::Int(1);
+    let reason = if is_young { "" } else { LOST };
+    let is_made = begin_unless_there(bus, id, began_at, reason).await?;
+    let is_new = is_made && !is_young;
     let [hosts, _, _] = &keys;
     let mut command = redis::cmd("GET");
     command.arg(hosts);

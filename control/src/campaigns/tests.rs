@@ -12,9 +12,9 @@ use super::*;
 use crate::agent_bench::Bench;
 use crate::agents::Agents;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 
-fn new(targets: impl IntoIterator<Item = HostId>) -> NewCampaign {
+pub(super) fn new(targets: impl IntoIterator<Item = HostId>) -> NewCampaign {
     NewCampaign {
         sql: "SELECT 1".into(),
         targets: targets.into_iter().map(|host| host.0).collect(),
@@ -22,14 +22,14 @@ fn new(targets: impl IntoIterator<Item = HostId>) -> NewCampaign {
     }
 }
 
-fn live(work: &Work) -> Vec<&str> {
+pub(super) fn live(work: &Work) -> Vec<&str> {
     let names = work.queries.iter().map(|query| query.name.as_str());
     names
         .filter(|name| name.starts_with(state::CAMPAIGN_PREFIX))
         .collect()
 }
 
-fn write(host: HostId, id: CampaignId, rows: &str) -> Request {
+pub(super) fn write(host: HostId, id: CampaignId, rows: &str) -> Request {
     let result = QueryResult {
         name: format!("{}{id}", state::CAMPAIGN_PREFIX),
         status: 0,
@@ -44,12 +44,12 @@ fn write(host: HostId, id: CampaignId, rows: &str) -> Request {
     })
 }
 
-fn counted(agents: &Agents, name: &str) -> u64 {
+pub(super) fn counted(agents: &Agents, name: &str) -> u64 {
     let results = agents.campaigns.statistics().results;
     results.iter().find(|(label, _)| *label == name).unwrap().1
 }
 
-async fn hosts(bench: &Bench, count: usize) -> Vec<HostId> {
+pub(super) async fn hosts(bench: &Bench, count: usize) -> Vec<HostId> {
     let mut hosts = Vec::new();
     for index in 0..count {
         let (_, host) = bench.enroll(&format!("host-{index}"), now()).await;
@@ -60,11 +60,11 @@ async fn hosts(bench: &Bench, count: usize) -> Vec<HostId> {
     hosts
 }
 
-async fn next(viewer: &mut Viewer) -> Event {
+pub(super) async fn next(viewer: &mut Viewer) -> Event {
     timeout(DEADLINE, viewer.next()).await.unwrap().unwrap()
 }
 
-async fn rows_of(viewer: &mut Viewer, count: usize) -> Vec<(u32, String)> {
+pub(super) async fn rows_of(viewer: &mut Viewer, count: usize) -> Vec<(u32, String)> {
     let mut rows = Vec::new();
     while rows.len() < count {
         match next(viewer).await {

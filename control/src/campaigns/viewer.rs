@@ -118,7 +118,9 @@ impl Viewer {
                 Ok(_) => {
                     // Not those of before the read.
                     let changed = self.changed.wait_for(|now| *now != version);
-                    if matches!(timeout(LOOK_INTERVAL, changed).await, Ok(Err(_))) {
+                    // Many that begin together must not look together.
+                    let wait = LOOK_INTERVAL.mul_f64(1.0 + fastrand::f64() / 2.0);
+                    if matches!(timeout(wait, changed).await, Ok(Err(_))) {
                         // Forgotten, long after its end.
                         return self.end().await;
                     }

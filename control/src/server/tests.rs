@@ -2,10 +2,12 @@ use std::collections::HashMap as Map;
 use std::path::PathBuf;
 
 use fleet_protocol::agent::{Log, LogType, Request};
-use fleet_protocol::feed::{Change, Load};
-use fleet_protocol::frame::{Decoder, Message};
+use fleet_protocol::feed::{CALLED_SINCE, Change, Load};
+use fleet_protocol::frame::{Decoder, Message, VERSION};
 use fleet_protocol::hello::{Hello, HelloReply};
-use fleet_protocol::ids::{BatchId, Generation, HostId, NodeKeyHash, RequestId, SlotIndex};
+use fleet_protocol::ids::{
+    BatchId, Generation, HostId, NodeKeyHash, RequestId, SlotIndex, UnixSeconds,
+};
 use fleet_protocol::limits::BatchLimits;
 use fleet_protocol::link::FromWorker;
 use tempfile::TempDir;
@@ -410,4 +412,51 @@ async fn the_end_waits_for_what_runs() {
     assert_eq!(link.next().await, None);
     end.await.unwrap();
     assert_eq!(harness.server.counters.open.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn calls_reach_workers_of_both_builds() {
+    let harness = Harness::start();
+    let mut bytes = Vec::new();
+    let hosts = roaring::RoaringBitmap::from([3, 70_000]);
+    hosts.serialize_into(&mut bytes).unwrap();
+    let at = UnixSeconds(0);
+    let called = Change::Called {
+        hosts: bytes.into(),
+        at,
+    };
+    let due = |host| Change::WorkDue {
+        host: HostId(host),
+        at,
+    };
+    let expected = [
+        (VERSION, vec![called.clone()]),
+        (CALLED_SINCE - 1, vec![due(3), due(70_000)]),
+    ];
+    for (version_max, changes) in expected {
+        let mut link = Link::connect(&harness.path).await;
+        link.send(&Hello {
+            version_max,
+            ..hello(u64::from(version_max))
+        })
+        .await;
+        let reply: HelloReply = link.receive().await.unwrap();
+        assert!(matches!(reply, HelloReply::Accepted { version, .. } if version == version_max));
+        let piece = Arc::new(Feed {
+            load: Load::Changes,
+            seq: FeedSeq(5),
+            changes: vec![called.clone()],
+        });
+        harness
+            .until("it subscribes", |h| {
+                !h.fake.feeds.lock().unwrap().is_empty()
+            })
+            .await;
+        let feed = harness.fake.feeds.lock().unwrap().pop().unwrap();
+        feed.try_send(piece).unwrap();
+        match link.next().await {
+            Some(FromControl::Feed(feed)) => assert_eq!(feed.changes, changes),
+            other => panic!("{other:?}"),
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The same cases on every engine that is on the machine: SQLite always, MariaDB when `mariadbd` is there.
 
 mod backfill;
+mod campaign_cases;
 mod change_cases;
 mod enroll_cases;
 mod host_cases;
@@ -113,6 +114,8 @@ cases! {
     host_cases::details_are_merged,
     host_cases::label_results_are_written_once,
     host_cases::seen_marks_of_20000_hosts_take_10_statements,
+    campaign_cases::campaigns_begin_and_end_once,
+    campaign_cases::changes_tell_of_campaigns,
     change_cases::numbers_become_visible_in_order,
     change_cases::concurrent_writers_never_fail,
     change_cases::dropped_calls_leave_no_trace,
