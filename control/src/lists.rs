@@ -137,7 +137,6 @@ fn walk(roster: &std::sync::Mutex<Roster>, look: Look<'_>) {
             return;
         }
         drop(roster);
-        std::thread::yield_now();
     }
 }
 

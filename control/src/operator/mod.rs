@@ -25,6 +25,7 @@ mod listen;
 mod login;
 mod login_limit;
 mod members;
+mod openapi;
 mod pack;
 mod packs;
 mod pages;

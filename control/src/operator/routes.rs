@@ -18,7 +18,7 @@ use super::listen::Side;
 use super::roles::Least::{self, Admin, Anyone, Maintainer, Nobody, Observer};
 use super::{
     BODY_BYTES_MAX, Office, activities, addresses, apply, carves, health, hosts, labels, login,
-    packs, queries, sessions, specs, targets, users, version,
+    openapi, packs, queries, sessions, specs, targets, users, version,
 };
 
 /// Versions of Fleet's API that clients ask for; all are the same here. The last one is of clients from before Fleet 4.
@@ -55,6 +55,7 @@ pub(super) fn api() -> Vec<Route> {
 fn resources() -> Vec<Route> {
     vec![
         get("/version", Anyone, version::show),
+        get("/openapi.json", Anyone, openapi::show),
         get("/hosts", Observer, hosts::list),
         get("/hosts/count", Observer, hosts::count),
         post("/hosts/delete", Maintainer, hosts::delete_many),
