@@ -14,6 +14,7 @@ mod herds;
 mod import;
 mod journal;
 mod loadtest;
+mod million;
 mod namespaces;
 mod operator;
 mod outage;
