@@ -111,6 +111,11 @@ impl Guard {
 
     /// Writes when sessions were used, and deletes what is over, until `drain` turns true.
     pub(super) async fn keep(&self, audit: &Audit, mut drain: watch::Receiver<bool>) {
+        if let Ok(false) = self.is_set_up().await {
+            tracing::warn!(
+                "nobody has an account: whoever first sends POST /api/v1/setup becomes the admin"
+            );
+        }
         for turn in 1_u32.. {
             let is_over = tokio::select! {
                 _ = drain.wait_for(|is_draining| *is_draining) => true,
