@@ -129,6 +129,12 @@ impl Campaign {
         u64::try_from(self.seen.len()).unwrap_or(u64::MAX)
     }
 
+    /// Answers that the server has counted, and that were not shown though it says that it is done.
+    pub(super) fn missing(&self) -> Option<u64> {
+        self.is_finished
+            .then(|| self.final_count.saturating_sub(self.answered()))
+    }
+
     /// Whether nothing more is to come, or, if told so, whether all who are online have answered.
     pub(super) fn is_done(&self, only_online: bool) -> bool {
         let Some(targeted) = self.targeted else {
@@ -199,6 +205,7 @@ mod tests {
         );
         campaign.take(r#"{"type":"status","data":{"expected_results":3,"actual_results":1,"status":"finished"}}"#);
         assert!(!campaign.is_done(false), "the one answer is still to come");
+        assert_eq!(campaign.missing(), Some(1));
         campaign.take(&result(1));
         assert!(campaign.is_done(false));
         assert!(started(0, 0).is_done(false), "nobody is targeted");

@@ -20,6 +20,8 @@ const TICK: Duration = Duration::from_millis(250);
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// Without a word, not even the answer to a ping, the connection is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(40);
+/// An ended campaign that says nothing for so long has nothing more to show.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Before the first attempt to connect again, and between later ones.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -100,7 +102,9 @@ impl Query {
             is_quiet: self.quiet,
             has_progress: !self.quiet && std::io::stderr().is_terminal(),
             heard: Instant::now(),
+            told: Instant::now(),
             problem: None,
+            has_begun: false,
         };
         let end = watch.run(deadline).await;
         watch.finish(end, self.timeout)
@@ -145,8 +149,11 @@ struct Watch<'a, W: Write> {
     is_quiet: bool,
     has_progress: bool,
     heard: Instant,
-    /// What the server said last on this connection, if that was a problem.
+    /// The last message, which an answer to a ping is not.
+    told: Instant,
+    /// What the server said, if it has said nothing on this connection but what is wrong.
     problem: Option<String>,
+    has_begun: bool,
 }
 
 impl<W: Write> Watch<'_, W> {
@@ -173,7 +180,7 @@ impl<W: Write> Watch<'_, W> {
                 Ok(end) => return Ok(end),
                 Err(failure) => failure,
             };
-            if let (Some(problem), true) = (&self.problem, self.campaign.answered() == answered) {
+            if let (Some(problem), false) = (&self.problem, self.has_begun) {
                 return Err(Failure::Refused(problem.clone()));
             }
             failed = if self.campaign.answered() == answered {
@@ -194,13 +201,14 @@ impl<W: Write> Watch<'_, W> {
 
     /// One connection, to the campaign's end or its own.
     async fn look(&mut self) -> Result<End, Failure> {
-        self.problem = None;
+        (self.problem, self.has_begun) = (None, false);
         let mut viewer = Viewer::open(self.client, self.number).await?;
-        self.heard = Instant::now();
+        (self.heard, self.told) = (Instant::now(), Instant::now());
         let mut tick = tokio::time::interval(TICK);
         let mut ping = tokio::time::interval(PING_INTERVAL);
         loop {
-            if self.campaign.is_done(self.only_online) {
+            let is_over = self.campaign.missing().is_some() && self.told.elapsed() > LAST_WORDS;
+            if is_over || self.campaign.is_done(self.only_online) {
                 viewer.close().await;
                 return Ok(End::Done);
             }
@@ -231,7 +239,10 @@ impl<W: Write> Watch<'_, W> {
         if message.is_empty() {
             return Ok(());
         }
-        match self.campaign.take(message) {
+        self.told = self.heard;
+        let event = self.campaign.take(message);
+        self.has_begun |= !matches!(event, Event::Problem(_));
+        match event {
             Event::Nothing => Ok(()),
             Event::Problem(text) => {
                 self.clear();
@@ -244,7 +255,6 @@ impl<W: Write> Watch<'_, W> {
     }
 
     fn show(&mut self, answer: Answer) -> std::io::Result<()> {
-        self.problem = None;
         self.clear();
         if let Some(error) = &answer.error {
             eprintln!("{}: {}", one_line(&answer.host), one_line(error));
@@ -299,6 +309,11 @@ impl<W: Write> Watch<'_, W> {
             }
             Ok(End::Interrupted) => output.failure = Some(Failure::Interrupted(progress)),
             Err(failure) => output.failure = Some(failure),
+        }
+        if let Some(missing @ 1..) = self.campaign.missing() {
+            output.remarks.push(format!(
+                "the server has counted {missing} answers more than it showed"
+            ));
         }
         if self.printer.dropped() > 0 && !self.is_quiet {
             output.remarks.push(format!(
