@@ -215,8 +215,10 @@ impl<W: Write> Watch<'_, W> {
             let taken = tokio::select! {
                 message = viewer.next() => self.take(&message?),
                 _ = tick.tick() => {
+                    self.clear();
+                    let printed = self.printer.settle();
                     self.draw();
-                    self.printer.settle()
+                    printed
                 }
                 _ = ping.tick() => {
                     if self.heard.elapsed() > SILENCE_MAX {
@@ -294,12 +296,8 @@ impl<W: Write> Watch<'_, W> {
         let mut output = Output::default();
         let progress = self.campaign.progress();
         match end {
-            Ok(End::Done | End::Unread) if self.is_quiet => {}
-            Ok(End::Done | End::Unread) => {
-                if self.has_progress {
-                    output.remarks.push(progress);
-                }
-            }
+            Ok(End::Done) if self.has_progress => eprintln!("{progress}"),
+            Ok(End::Done | End::Unread) => {}
             Ok(End::Timeout) if self.is_quiet => {}
             Ok(End::Timeout) => {
                 let after = humantime::format_duration(timeout.unwrap_or_default());
