@@ -25,6 +25,7 @@ pub(crate) mod carve;
 pub(crate) mod change;
 pub(crate) mod enrollment;
 pub(crate) mod host;
+pub(crate) mod host_name;
 pub(crate) mod label;
 pub(crate) mod pack;
 pub(crate) mod query;

@@ -124,10 +124,15 @@ pub(crate) const KEYS: &[(&str, &[&str])] = &[
             "private_key_sts_external_id",
             "sandbox_enabled",
             "vpp_verify_timeout",
-            "websockets_allow_unsafe_origin",
         ],
     ),
 ];
+
+/// Variables of Fleet's that stand outside its sections, with our options for them.
+pub(crate) const VARIABLES: &[(&str, &str)] = &[(
+    "FLEET_LIVE_QUERY_REST_PERIOD",
+    "osquery.live_query_rest_period",
+)];
 
 /// Whether `path` (`["mysql", "protocol"]`) is an option or a section of Fleet's that is not used here.
 pub(crate) fn is_fleets(path: &[String]) -> bool {

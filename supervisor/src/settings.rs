@@ -94,8 +94,13 @@ impl Reading {
         variables: &[String],
     ) {
         let keys = Config::keys();
-        for key in &keys {
-            let name = key.variable();
+        // Ours come after Fleet's, and win.
+        let fleets = fleet_keys::VARIABLES.iter().filter_map(|(name, option)| {
+            let key = keys.iter().find(|key| key.dotted() == *option)?;
+            Some(((*name).to_owned(), key))
+        });
+        let ours = keys.iter().map(|key| (key.variable(), key));
+        for (name, key) in fleets.chain(ours) {
             match variable(&name).map(OsString::into_string) {
                 None => {}
                 Some(Ok(text)) if text.is_empty() => {}
@@ -103,7 +108,10 @@ impl Reading {
                 Some(Err(_)) => self.problems.push(format!("{name}: not UTF-8")),
             }
         }
-        let known: Vec<String> = keys.iter().map(Key::variable).collect();
+        let fleets = fleet_keys::VARIABLES
+            .iter()
+            .map(|(name, _)| (*name).to_owned());
+        let known: Vec<String> = keys.iter().map(Key::variable).chain(fleets).collect();
         for name in variables {
             if known.contains(name) || !name.starts_with("FLEET_") {
                 continue;

@@ -118,6 +118,19 @@ fn fleets_options_and_near_misses_are_warnings() {
 }
 
 #[test]
+fn fleets_variable_for_the_rest_period_is_taken_and_ours_wins() {
+    let period = |variables: &[(&str, &str)]| {
+        let taken = settings("", variables, &[]).unwrap();
+        assert_eq!(taken.warnings, [""; 0]);
+        taken.config.osquery.live_query_rest_period.as_secs()
+    };
+    let fleets = ("FLEET_LIVE_QUERY_REST_PERIOD", "90s");
+    assert_eq!(period(&[fleets]), 90);
+    let ours = ("FLEET_OSQUERY_LIVE_QUERY_REST_PERIOD", "40s");
+    assert_eq!(period(&[fleets, ours]), 40);
+}
+
+#[test]
 fn a_dump_is_taken_back() {
     let mut config = Config::default();
     config.server.address = vec!["127.0.0.1:1".into(), "[::1]:2".into()];

@@ -131,6 +131,15 @@ impl Viewer {
         None
     }
 
+    /// What is kept and was not told yet; `None` when there is nothing more now. Ends without an [`Event::Ended`].
+    pub(crate) async fn kept(&mut self) -> Result<Option<Event>, Error> {
+        if self.ahead.is_empty() {
+            let entries = self.read().await?;
+            self.ahead.extend(entries);
+        }
+        Ok(self.told())
+    }
+
     fn told(&mut self) -> Option<Event> {
         let mut results = Vec::new();
         while let Some(entry) = self.ahead.pop_front() {

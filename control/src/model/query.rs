@@ -31,6 +31,9 @@ pub(crate) struct QuerySpec {
     pub(crate) min_osquery_version: String,
     pub(crate) automations_enabled: bool,
     pub(crate) logging: QueryLogging,
+    /// Observers may run it as a live query.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) observer_can_run: bool,
 }
 
 /// What a scheduled query logs.

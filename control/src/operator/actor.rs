@@ -62,6 +62,11 @@ impl Actor {
         }
     }
 
+    /// Whoever may open the operator socket, where nobody has an account.
+    pub(super) fn is_local(&self) -> bool {
+        self.role.is_some() && self.user.is_none()
+    }
+
     /// For what depends on a request's content and so cannot stand in the table of routes.
     pub(super) fn must_be(&self, least: Least) -> Result<(), Fault> {
         least.admit(self.role).map_err(Fault::from)

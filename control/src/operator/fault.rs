@@ -218,6 +218,35 @@ impl Fault {
         )
     }
 
+    /// A page of another origin asks.
+    pub(super) fn foreign_origin() -> Self {
+        Self::one(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            Reason::new("base", "the page that asks is not of this server"),
+        )
+    }
+
+    /// Something that this needs does not work, or has no room.
+    pub(super) fn unavailable(reason: impl Into<String>) -> Self {
+        Self::one(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Service Unavailable",
+            Reason::new("base", reason),
+        )
+    }
+
+    /// The first reason, for whoever has no room for more.
+    pub(super) fn reason(&self) -> String {
+        let first = self.reasons.first();
+        first.map_or_else(|| self.message.to_owned(), |first| first.reason.clone())
+    }
+
+    /// Whether this parameter is wrong.
+    pub(super) fn is_about(&self, name: &str) -> bool {
+        self.reasons.iter().any(|reason| reason.name == name)
+    }
+
     /// A bug of ours.
     pub(super) fn failed(reason: String) -> Self {
         tracing::error!(reason, "operator request failed");

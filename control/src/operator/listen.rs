@@ -13,7 +13,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderValue, Uri};
-use fleet_protocol::limits::{HEAD_DEADLINE, HELLO_DEADLINE};
+use fleet_protocol::limits::{HEAD_DEADLINE, HELLO_DEADLINE, VIEWERS_MAX};
 use fleet_protocol::proxy_header::{self, HEADER_BYTES_MAX, Origin, PREFIX_BYTES};
 use fleet_protocol::trusted_proxies::TrustedProxies;
 use hyper::body::Incoming;
@@ -33,6 +33,9 @@ use crate::peer;
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// A connection ends after this time, whatever it does.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(300);
+/// The same where the answer is a stream without an end: whoever reads it comes again, and one who does not read is found
+/// out.
+const STREAM_DEADLINE: Duration = Duration::from_secs(3600);
 /// Open requests get this long when control drains.
 const FINISH_DEADLINE: Duration = Duration::from_secs(5);
 /// Pause after an accept that failed, so that a full descriptor table does not spin.
@@ -56,8 +59,9 @@ impl Side {
     /// Connections at once; more wait in the socket's backlog.
     fn connections_max(self) -> usize {
         match self {
-            Self::Tunnel => 256,
-            Self::Operator => 64,
+            // Viewers of live queries stay, and must leave room for requests.
+            Self::Tunnel => VIEWERS_MAX + 256,
+            Self::Operator => 256,
         }
     }
 }
@@ -65,6 +69,10 @@ impl Side {
 /// The address of a tunnel's client, or of whom a trusted proxy says that it asks for, as a request extension.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Client(pub(super) IpAddr);
+
+/// Marks a response, as an extension, whose body goes on for as long as somebody reads it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Endless;
 
 /// One socket with its routes.
 pub(super) struct Door {
@@ -143,6 +151,7 @@ impl Door {
         mut drain: watch::Receiver<bool>,
     ) {
         let router = TowerToHyperService::new(self.router.clone());
+        let (is_endless, mut endless) = watch::channel(false);
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             let client = peer.map(|peer| self.client_of(peer, &request));
             if let Some(client) = client {
@@ -152,7 +161,14 @@ impl Door {
             if let Some(uri) = uri {
                 *request.uri_mut() = uri;
             }
-            answer(router.clone(), client, request.map(Body::new))
+            let (router, is_endless) = (router.clone(), is_endless.clone());
+            async move {
+                let response = answer(router, client, request.map(Body::new)).await?;
+                if response.extensions().get::<Endless>().is_some() {
+                    is_endless.send_replace(true);
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -162,7 +178,8 @@ impl Door {
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         let mut connection = pin!(connection);
-        let end = Instant::now() + CONNECTION_DEADLINE;
+        let began = Instant::now();
+        let mut end = began + CONNECTION_DEADLINE;
         let mut is_finishing = false;
         loop {
             tokio::select! {
@@ -173,6 +190,7 @@ impl Door {
                     return;
                 }
                 () = sleep_until(end) => return,
+                Ok(()) = endless.changed() => end = began + STREAM_DEADLINE,
                 _ = drain.wait_for(|is_draining| *is_draining), if !is_finishing => {
                     is_finishing = true;
                     connection.as_mut().graceful_shutdown();

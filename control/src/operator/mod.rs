@@ -12,16 +12,22 @@ mod addresses;
 mod agent_options;
 mod apply;
 mod audit;
+mod campaigns;
 mod carves;
 mod check;
+mod conversation;
 pub(crate) mod draft;
+mod events;
 mod fault;
 mod guard;
 mod health;
 mod host_filter;
+mod host_names;
 mod hosts;
 mod labels;
 mod listen;
+mod live_query;
+mod live_request;
 mod login;
 mod login_limit;
 mod members;
@@ -33,6 +39,8 @@ mod passwords;
 mod payload;
 mod plan;
 mod queries;
+mod results_message;
+mod results_socket;
 mod roles;
 mod routes;
 mod session_cache;
@@ -41,8 +49,10 @@ mod settings;
 mod spec;
 mod specs;
 mod targets;
+mod telling;
 mod users;
 mod version;
+mod viewing;
 
 #[cfg(test)]
 mod tests;
@@ -50,10 +60,11 @@ mod tests;
 use std::sync::Arc;
 
 use fleet_protocol::config::Config;
+use fleet_protocol::limits::VIEWERS_MAX;
 use fleet_protocol::slot::Gateway;
 use fleet_protocol::trusted_proxies::TrustedProxies;
 use tokio::net::UnixListener;
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::agents::Agents;
 use crate::bus::Bus;
@@ -62,7 +73,9 @@ use crate::journal::Journal;
 use crate::store::Store;
 
 use audit::Audit;
+use fault::Fault;
 use guard::Guard;
+use host_names::HostNames;
 use listen::{Door, Side};
 use login_limit::LoginLimit;
 use passwords::Hasher;
@@ -98,6 +111,11 @@ struct Office {
     audit: Audit,
     hasher: Hasher,
     logins: std::sync::Mutex<LoginLimit>,
+    names: HostNames,
+    /// One for each viewer of a live query.
+    viewers: Arc<Semaphore>,
+    /// This process ends: streams end, and their viewers come again.
+    drain: watch::Sender<bool>,
 }
 
 impl Office {
@@ -105,12 +123,35 @@ impl Office {
         Self {
             guard: Guard::new(Arc::clone(&deps.store), &deps.config.session),
             audit: Audit::new(Arc::clone(&deps.store)),
+            names: HostNames::new(Arc::clone(&deps.store)),
             deps,
             turn: Mutex::new(()),
             blocks: Semaphore::new(BLOCKS_MAX),
             hasher: Hasher::new(),
             logins: std::sync::Mutex::default(),
+            viewers: Arc::new(Semaphore::new(VIEWERS_MAX)),
+            drain: watch::Sender::new(false),
         }
+    }
+
+    /// A place among the viewers of live queries.
+    fn viewer_permit(&self) -> Result<OwnedSemaphorePermit, Fault> {
+        let permit = Arc::clone(&self.viewers).try_acquire_owned();
+        permit.map_err(|_| Fault::unavailable("too many viewers of live queries; come again"))
+    }
+
+    /// Waits for the end of this process.
+    async fn drained(&self) {
+        let mut drain = self.drain.subscribe();
+        // The sender is ours, so that this is no error.
+        let _ = drain.wait_for(|is_draining| *is_draining).await;
+    }
+
+    /// Tells streams when this process ends.
+    async fn follow(&self, mut drain: watch::Receiver<bool>) {
+        // A sender that is gone says the same.
+        let _ = drain.wait_for(|is_draining| *is_draining).await;
+        self.drain.send_replace(true);
     }
 }
 
@@ -144,6 +185,7 @@ pub(crate) async fn serve(
     tokio::join!(
         remote.serve(tunnel, drain.clone()),
         local.serve(operator, drain.clone()),
-        office.guard.keep(&office.audit, drain)
+        office.guard.keep(&office.audit, drain.clone()),
+        office.follow(drain)
     );
 }

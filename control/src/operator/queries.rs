@@ -163,7 +163,7 @@ fn body(query: &Row, packs: &[Pack]) -> Value {
         "min_osquery_version": spec.min_osquery_version,
         "automations_enabled": spec.automations_enabled,
         "logging": spec.logging,
-        "observer_can_run": false,
+        "observer_can_run": spec.observer_can_run,
         "discard_data": false,
         "team_id": null,
         "author_id": null,

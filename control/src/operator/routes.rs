@@ -17,8 +17,9 @@ use super::guard::{self, Post};
 use super::listen::Side;
 use super::roles::Least::{self, Admin, Anyone, Maintainer, Nobody, Observer};
 use super::{
-    BODY_BYTES_MAX, Office, activities, addresses, apply, carves, health, hosts, labels, login,
-    openapi, packs, queries, sessions, specs, targets, users, version,
+    BODY_BYTES_MAX, Office, activities, addresses, apply, campaigns, carves, events, health, hosts,
+    labels, live_query, login, openapi, packs, queries, results_socket, sessions, specs, targets,
+    users, version,
 };
 
 /// Versions of Fleet's API that clients ask for; all are the same here. The last one is of clients from before Fleet 4.
@@ -48,7 +49,8 @@ pub(super) struct Route {
 
 /// Routes under each of the API's prefixes.
 pub(super) fn api() -> Vec<Route> {
-    [resources(), accounts()].into_iter().flatten().collect()
+    let tables = [resources(), live_queries(), accounts()];
+    tables.into_iter().flatten().collect()
 }
 
 /// Hosts, documents, carves and the gateway.
@@ -111,6 +113,45 @@ fn resources() -> Vec<Route> {
         get("/carves/{id}/block/{number}", Admin, carves::block),
         get("/carves/{id}/download", Admin, carves::download),
         get("/gateway/addresses", Observer, addresses::list),
+    ]
+}
+
+/// Live queries and their viewers.
+fn live_queries() -> Vec<Route> {
+    vec![
+        // Observers run what `observer_can_run` allows; see there.
+        post("/queries/run", Observer, campaigns::run),
+        get("/queries/run", Observer, live_query::run_several),
+        post(
+            "/queries/run_by_identifiers",
+            Observer,
+            campaigns::run_by_names,
+        ),
+        post("/queries/run_by_names", Observer, campaigns::run_by_names),
+        post("/queries/{name}/run", Observer, live_query::run_saved),
+        post("/hosts/{id}/query", Observer, live_query::on_host),
+        post(
+            "/hosts/identifier/{name}/query",
+            Observer,
+            live_query::on_named_host,
+        ),
+        get("/gateway/campaigns", Observer, campaigns::list),
+        get("/gateway/campaigns/{id}", Observer, campaigns::show),
+        delete("/gateway/campaigns/{id}", Observer, campaigns::stop),
+        get(
+            "/gateway/campaigns/{id}/results",
+            Observer,
+            campaigns::results,
+        ),
+        get("/gateway/campaigns/{id}/events", Observer, events::stream),
+        // The token comes in the first message.
+        get("/results/websocket", Nobody, results_socket::open),
+        get("/status/live_query", Observer, campaigns::live_query_status),
+        get(
+            "/status/result_store",
+            Observer,
+            campaigns::result_store_status,
+        ),
     ]
 }
 

@@ -144,6 +144,7 @@ fn query(value: Value, problems: &mut Vec<Reason>) -> QuerySpec {
                 ],
             )
             .unwrap_or_default(),
+        observer_can_run: members.flag("observer_can_run").unwrap_or_default(),
     };
     members.ignore(&[
         "author_email",
@@ -153,7 +154,6 @@ fn query(value: Value, problems: &mut Vec<Reason>) -> QuerySpec {
         "discard_data",
         "editable",
         "id",
-        "observer_can_run",
         "packs",
         "saved",
         "stats",
@@ -294,6 +294,7 @@ mod tests {
                 min_osquery_version: "5.1.0".into(),
                 automations_enabled: true,
                 logging: QueryLogging::Differential,
+                observer_can_run: true,
                 ..QuerySpec::default()
             }]
         );

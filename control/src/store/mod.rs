@@ -20,6 +20,7 @@ mod enroll;
 mod error;
 mod gate;
 mod host_list;
+mod host_names;
 mod import;
 mod label_specs;
 mod migrate;

@@ -74,6 +74,8 @@ section! {
         /// A connection kept for reuse is closed when it has been idle for this long; longer than the balancer keeps its own (60s is usual, Google Cloud's 600s), or requests get lost in between.
         #[serde(with = "super::keys::span")]
         keepalive_idle: Duration = Duration::from_secs(75);
+        /// Let browsers show pages of other origins the results of live queries.
+        websockets_allow_unsafe_origin: bool = false;
         /// Open connections per worker; beyond it the worker accepts no more until a tenth of them is closed.
         connections_per_worker_max: u32 = 15_000;
         /// Listen backlog of each socket.
@@ -277,6 +279,9 @@ section! {
         /// A live query at whose results nobody looks ends after this time, 10s to 1h.
         #[serde(with = "super::keys::span")]
         live_query_linger: Duration = Duration::from_secs(60);
+        /// Longest time that a live query over REST waits for the hosts that are online; also told by FLEET_LIVE_QUERY_REST_PERIOD.
+        #[serde(with = "super::keys::span")]
+        live_query_rest_period: Duration = Duration::from_secs(25);
         /// Largest log request in bytes; 0 is 10 MiB.
         max_log_write_body_size: u64 = 0;
         /// Largest distributed write request in bytes; 0 is 5 MiB.

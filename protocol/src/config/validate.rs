@@ -370,6 +370,10 @@ impl Config {
             (10..=3600).contains(&osquery.live_query_linger.as_secs()),
             "osquery.live_query_linger: must be 10s to 1h",
         );
+        check(
+            (1..=240).contains(&osquery.live_query_rest_period.as_secs()),
+            "osquery.live_query_rest_period: must be 1s to 4m",
+        );
         for (option, plugin) in [
             ("osquery.status_log_plugin", &osquery.status_log_plugin),
             ("osquery.result_log_plugin", &osquery.result_log_plugin),

@@ -213,5 +213,6 @@ fn every_problem_is_reported() {
     config.osquery.node_key_size = 0;
     config.osquery.result_log_plugin = "kinesis".into();
     config.osquery.distributed_hold = std::time::Duration::from_secs(13);
-    assert_eq!(config.validate().len(), 5);
+    config.osquery.live_query_rest_period = std::time::Duration::from_secs(241);
+    assert_eq!(config.validate().len(), 6);
 }

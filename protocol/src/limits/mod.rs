@@ -24,8 +24,12 @@ pub const DISCARDED_BODY_BYTES_MAX: u64 = 64 << 20;
 /// A gzip body may inflate to this many times its route's bound on the wire.
 pub const INFLATED_RATIO_MAX: usize = 4;
 
-/// Tunnels that one worker holds open; operators are few and must not take the agents' place.
-pub const TUNNELS_PER_WORKER_MAX: u32 = 256;
+/// Tunnels that one worker holds open; operators are few and must not take the agents' place. Hundreds of live queries have
+/// a viewer each, and all of them may come to the same worker. An idle tunnel takes a worker about as much memory as a
+/// held read, one whose client does not read up to 100 KiB: 100 MiB in all.
+pub const TUNNELS_PER_WORKER_MAX: u32 = 1024;
+/// Viewers of live queries at once, whichever way they look; what one takes of control is a message of one host's rows.
+pub const VIEWERS_MAX: usize = 768;
 
 /// Keys in the negative cache of one worker.
 pub const NEGATIVE_CACHE_KEYS_MAX: usize = 65_536;

@@ -1,0 +1,116 @@
+//! A live query as one viewer is told it: results with names, and how it stands.
+//!
+//! Owns nothing that could grow: results wait where they are kept until the viewer has taken those before.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fleet_protocol::ids::HostId;
+use tokio::time::{Instant, sleep_until};
+
+use super::Office;
+use super::results_message;
+use super::telling::{Dialect, Kind, Message, Telling};
+use crate::campaigns::{Cursor, Error, Event, HostResult, Viewer};
+use crate::model::campaign::CampaignId;
+
+/// How it stands is told this often, if it has changed.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// See the module.
+pub(super) struct Viewing {
+    office: Arc<Office>,
+    campaign: CampaignId,
+    viewer: Viewer,
+    telling: Telling,
+    ready: VecDeque<Message>,
+    /// Results whose hosts' names are still to be looked up.
+    nameless: Vec<HostResult>,
+    progress_at: Instant,
+    is_over: bool,
+}
+
+impl Viewing {
+    /// Begins at the beginning, or after what a viewer saw last.
+    pub(super) async fn begin(
+        office: Arc<Office>,
+        campaign: CampaignId,
+        from: Option<Cursor>,
+        dialect: Dialect,
+    ) -> Result<Self, Error> {
+        let viewer = office.deps.agents.campaigns.view(campaign, from).await?;
+        Ok(Self {
+            office,
+            campaign,
+            viewer,
+            telling: Telling::new(dialect),
+            ready: VecDeque::new(),
+            nameless: Vec::new(),
+            progress_at: Instant::now(),
+            is_over: false,
+        })
+    }
+
+    /// The next message; `None` after the last one. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<Message> {
+        loop {
+            if let Some(message) = self.ready.pop_front() {
+                return Some(message);
+            }
+            if !self.nameless.is_empty() {
+                self.name_results().await;
+                continue;
+            }
+            if self.is_over {
+                return None;
+            }
+            if self.progress_at <= Instant::now() {
+                // A campaign that is forgotten meanwhile ends in the viewer.
+                if let Ok(progress) = self
+                    .office
+                    .deps
+                    .agents
+                    .campaigns
+                    .progress(self.campaign)
+                    .await
+                {
+                    self.ready.extend(self.telling.progress(&progress));
+                }
+                self.progress_at = Instant::now() + PROGRESS_INTERVAL;
+                continue;
+            }
+            let event = tokio::select! {
+                event = self.viewer.next() => event,
+                () = sleep_until(self.progress_at) => continue,
+            };
+            match event {
+                Some(Event::Results(results)) => self.nameless = results,
+                Some(Event::Lost { cursor, reason }) => {
+                    self.ready.push_back(self.telling.lost(cursor, &reason));
+                }
+                Some(Event::Ended(progress)) => {
+                    self.ready.extend(self.telling.ended(&progress));
+                    self.is_over = true;
+                }
+                None => self.is_over = true,
+            }
+        }
+    }
+
+    async fn name_results(&mut self) {
+        let hosts: Vec<HostId> = self.nameless.iter().map(|result| result.host).collect();
+        // The results are taken after the wait, so that nothing is lost when it is given up.
+        let names = self.office.names.of(&hosts).await;
+        for (result, name) in std::mem::take(&mut self.nameless).iter().zip(&names) {
+            if self.telling.shows(result.host) {
+                self.ready.push_back(Message {
+                    kind: Kind::Result,
+                    data: results_message::result(self.campaign, name, result),
+                    cursor: Some(result.cursor),
+                });
+            }
+        }
+        self.ready.extend(self.telling.after_results());
+    }
+}
