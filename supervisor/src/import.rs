@@ -275,9 +275,16 @@ fn page(report: &ImportReport, origin: &str, place: &str, is_dry_run: bool) -> S
     if !report.people.is_empty() {
         let people: Vec<String> = report.people.iter().map(person).collect();
         text.push_str(&format!(
-            "\nUsers of the source, who need an account here; passwords are not copied:\n  {}\n",
+            "\nUsers of the source that get no account here:\n  {}\n",
             people.join("\n  ")
         ));
+    }
+    if report
+        .tallies
+        .iter()
+        .any(|tally| tally.kind == "users" && tally.added > 0)
+    {
+        text.push_str("\nCopied users have no password until an admin gives them one; they must change it then.\n");
     }
     if !is_dry_run {
         text.push_str(

@@ -7,6 +7,7 @@
 
 mod hosts;
 mod mapping;
+mod people;
 mod shape;
 mod source;
 mod specs;
@@ -94,7 +95,7 @@ pub struct ImportReport {
     pub notes: Vec<String>,
     /// Sentences that there was no room for.
     pub more_notes: usize,
-    /// Users, who must be made by hand.
+    /// Users that were not copied.
     pub people: Vec<Person>,
     /// Hosts that an earlier run had copied already.
     pub hosts_before: u64,
@@ -197,7 +198,7 @@ impl Job<'_> {
         let labels = self.copy_settings().await?;
         self.copy_secrets().await?;
         self.copy_hosts(mark, &labels).await?;
-        self.report.people = self.source.users().await?;
+        self.copy_people().await?;
         for (count, what) in self.source.left_behind().await? {
             if count > 0 {
                 self.report.note(format!("{count} {what} are not copied"));

@@ -47,7 +47,7 @@ struct Labels {
 }
 
 impl ImportTally {
-    fn of(kind: &'static str, found: usize) -> Self {
+    pub(super) fn of(kind: &'static str, found: usize) -> Self {
         Self {
             kind,
             found: u64::try_from(found).unwrap_or(u64::MAX),

@@ -10,6 +10,7 @@ use super::*;
 use crate::enroll::hash_key;
 use crate::model::host::{HostFilter, HostState};
 use crate::model::label::LabelId;
+use crate::model::user::Role;
 use crate::store::quiet;
 use crate::store::tests::server::Server;
 
@@ -141,6 +142,7 @@ async fn fleet_4(store: &Store, from: &config::Mysql) {
         ("packs", [1, 1, 0, 0, 0, 0]),
         ("agent options", [1, 1, 0, 0, 0, 0]),
         ("enroll secrets", [2, 2, 0, 0, 0, 0]),
+        ("users", [2, 1, 0, 0, 0, 1]),
     ] {
         assert_eq!(counts(&report, kind), wanted, "{kind}: {:?}", report.notes);
         assert_eq!(counts(&expected, kind), wanted, "a dry run says so, {kind}");
@@ -157,6 +159,7 @@ async fn fleet_4(store: &Store, from: &config::Mysql) {
         ("packs", [1, 0, 1, 0, 0, 0]),
         ("agent options", [1, 0, 1, 0, 0, 0]),
         ("enroll secrets", [2, 0, 2, 0, 0, 0]),
+        ("users", [2, 0, 1, 0, 0, 1]),
     ] {
         assert_eq!(counts(&again, kind), wanted, "{kind}");
     }
@@ -213,7 +216,7 @@ async fn assert_settings_of_fleet_4(store: &Store) {
 
 fn assert_notes_of_fleet_4(report: &ImportReport) {
     let people: Vec<&str> = report.people.iter().map(|one| one.email.as_str()).collect();
-    assert_eq!(people, ["ann@example.com", "bob@example.com"]);
+    assert_eq!(people, ["bob@example.com"], "he has roles in teams only");
     let notes = report.notes.join("\n");
     for part in [
         "\"theirs\" is a team's",
@@ -262,7 +265,14 @@ async fn kolide_3(store: &Store, from: &config::Mysql) {
         .iter()
         .map(|one| (one.role.as_str(), one.is_disabled))
         .collect();
-    assert_eq!(roles, [("admin", false), ("maintainer", true)]);
+    assert_eq!(roles, [("maintainer", true)]);
+    let ann = store
+        .user_by_email("ann@example.com")
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(ann.role, Role::Admin);
+    assert!(ann.password_hash.is_empty() && ann.must_reset);
     let notes = report.notes.join("\n");
     assert!(notes.contains("the source has no"), "{notes}");
     assert!(notes.contains("hosts.public_ip"), "{notes}");
