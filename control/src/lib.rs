@@ -13,6 +13,7 @@ mod campaigns;
 mod carve;
 mod carve_file;
 mod clones;
+mod debug;
 mod dedupe;
 mod detail_queries;
 mod details;

@@ -16,6 +16,7 @@ mod campaigns;
 mod carves;
 mod check;
 mod conversation;
+mod debug;
 pub(crate) mod draft;
 mod events;
 mod fault;

@@ -17,9 +17,9 @@ use super::guard::{self, Post};
 use super::listen::Side;
 use super::roles::Least::{self, Admin, Anyone, Maintainer, Nobody, Observer};
 use super::{
-    BODY_BYTES_MAX, Office, activities, addresses, apply, campaigns, carves, events, health, hosts,
-    labels, live_query, login, openapi, packs, queries, results_socket, sessions, specs, targets,
-    users, version,
+    BODY_BYTES_MAX, Office, activities, addresses, apply, campaigns, carves, debug, events, health,
+    hosts, labels, live_query, login, openapi, packs, queries, results_socket, sessions, specs,
+    targets, users, version,
 };
 
 /// Versions of Fleet's API that clients ask for; all are the same here. The last one is of clients from before Fleet 4.
@@ -207,6 +207,14 @@ fn root(side: Side) -> Vec<Route> {
         metrics,
         // Where clients look for it, whatever version they speak.
         post("/api/v1/setup", Nobody, login::setup).small(),
+        get("/debug/errors", Admin, debug::errors),
+        get("/debug/migrations", Admin, debug::migrations),
+        get("/debug/db/locks", Admin, debug::locks),
+        get("/debug/db/innodb-status", Admin, debug::innodb_status),
+        get("/debug/db/process-list", Admin, debug::process_list),
+        get("/debug/pprof/{name}", Admin, debug::pprof),
+        get("/debug/gateway", Admin, debug::list),
+        get("/debug/gateway/{name}", Admin, debug::item),
     ]
 }
 

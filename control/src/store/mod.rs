@@ -14,6 +14,7 @@ mod carves;
 mod changes;
 mod columns;
 mod details;
+mod diagnosis;
 mod dialect;
 mod directory;
 mod enroll;

@@ -6,5 +6,6 @@ pub mod confine;
 pub mod descriptors;
 pub mod log;
 pub mod memory;
+pub mod recent;
 
 pub use calls::Calls;

@@ -16,6 +16,8 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, fmt as layer, reload};
 
+use crate::recent;
+
 static LOG: OnceLock<Log> = OnceLock::new();
 
 /// How lines look, and which are written.
@@ -69,7 +71,8 @@ where
         })
         .with_writer(writer);
     let registry = tracing_subscriber::registry().with(filter);
-    if registry.with(text).with(json).try_init().is_ok() {
+    let registry = registry.with(text).with(json).with(recent::Keeper);
+    if registry.try_init().is_ok() {
         let _ = LOG.set(Log {
             style,
             is_json,

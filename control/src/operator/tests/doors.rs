@@ -32,7 +32,7 @@ async fn strangers_have_no_api_and_agents_never_hear_success() {
             StatusCode::UNAUTHORIZED,
         ),
         (Method::POST, "/api/osquery/nonsense", StatusCode::NOT_FOUND),
-        (Method::GET, "/debug/pprof/heap", StatusCode::NOT_FOUND),
+        (Method::GET, "/debug/pprof/heap", StatusCode::UNAUTHORIZED),
         (Method::POST, "/log", StatusCode::NOT_FOUND),
         (Method::POST, "/", StatusCode::METHOD_NOT_ALLOWED),
         (Method::POST, "/healthz", StatusCode::METHOD_NOT_ALLOWED),

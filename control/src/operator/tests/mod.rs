@@ -3,6 +3,7 @@
 mod accounts;
 mod addresses;
 mod audit;
+mod debug;
 mod documents;
 mod doors;
 mod hosts;

@@ -3,6 +3,7 @@
 mod backfill;
 mod campaign_cases;
 mod change_cases;
+mod diagnosis;
 mod enroll_cases;
 mod host_cases;
 mod outage;
