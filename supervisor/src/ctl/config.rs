@@ -54,7 +54,7 @@ struct Set {
     token: Option<String>,
     /// File of certificates to trust in place of the system's; empty for the system's.
     #[arg(long, value_name = "FILE")]
-    rootca: Option<PathBuf>,
+    rootca: Option<String>,
     /// Believe whoever answers; only for tests.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     tls_skip_verify: Option<bool>,
@@ -128,7 +128,7 @@ impl Set {
             }
         }
         if let Some(path) = self.rootca {
-            members.insert("rootca".into(), certificates(path)?.into());
+            members.insert("rootca".into(), certificates(PathBuf::from(path))?.into());
         }
         if let Some(skip) = self.tls_skip_verify {
             members.insert("tls-skip-verify".into(), skip.into());

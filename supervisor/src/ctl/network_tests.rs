@@ -238,6 +238,10 @@ async fn contexts_are_told_apart() {
         list.text
     );
     assert!(!list.text.contains("s3cret"), "{}", list.text);
+    server
+        .run(&["config", "set", "--rootca", ""])
+        .await
+        .unwrap();
     let clear = [
         "config",
         "set",
