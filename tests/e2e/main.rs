@@ -8,6 +8,7 @@ mod cli;
 mod compare;
 mod contract;
 mod crash;
+mod ctl;
 mod first_start;
 mod held;
 mod herds;
