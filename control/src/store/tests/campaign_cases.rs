@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use fleet_protocol::ids::{FeedSeq, UnixSeconds};
 
 use super::{Bed, changes};
-use crate::model::campaign::{CampaignId, NewCampaign, Status, Tally};
+use crate::model::campaign::{NewCampaign, Status, Tally};
 use crate::model::change::ChangeKind;
 use crate::model::query::QueryId;
 use crate::store::changes::{NewChange, write_changes};
