@@ -52,6 +52,7 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
         is_fleetctl,
     } = invocation;
     let settings = || read_settings(&sources);
+    let warned = || settings().inspect(warn);
     match command {
         Command::Worker { slot } => {
             name_process(&format!("fleet-worker-{slot}"));
@@ -78,28 +79,23 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
         Command::Upgrade { binary } => upgrade(&client_dir(&settings()?), binary)?,
         Command::Status { json, watch } => show(&client_dir(&settings()?), json, watch)?,
         Command::Config(ConfigCommand::Check) => {
-            let found = settings()?;
-            warn(&found);
+            warned()?;
             println!("The configuration is good.");
         }
         Command::Config(ConfigCommand::Dump { defaults: true }) => {
             print(&settings::dump(&Config::default()));
         }
         Command::Config(ConfigCommand::Dump { defaults: false }) => {
-            let found = settings()?;
-            warn(&found);
+            let found = warned()?;
             print(&settings::dump(&sizing::resolved(&found.config)));
         }
         Command::Plan(options) => print(&plan::text(&options)?),
         Command::Prepare { no_prompt, what } => {
-            let found = settings()?;
-            warn(&found);
+            let found = warned()?;
             prepare::prepare(what, &found.config, no_prompt)?;
         }
         Command::Import(options) => {
-            let found = settings()?;
-            warn(&found);
-            import::import(&options, &found.config)?;
+            import::import(&options, &warned()?.config)?;
         }
         Command::Journal(JournalCommand::Verify { json }) => {
             let found = settings()?;
@@ -110,8 +106,7 @@ fn dispatch(invocation: Invocation) -> Result<ExitCode, Failure> {
             lb::run(&lb, &found.config, &client_dir(&found))?;
         }
         Command::Tune(what) => {
-            let found = settings()?;
-            warn(&found);
+            let found = warned()?;
             let options = tune::options(found.file.as_deref(), &found.config);
             return tune::run(&what, &found.config, &options);
         }

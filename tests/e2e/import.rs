@@ -212,14 +212,12 @@ fn a_copy_that_was_killed_goes_on_and_ends_the_same() {
         text.contains("An earlier run that was cut off had copied"),
         "{text}"
     );
-    let good = format!(
-        "SELECT COUNT(*) FROM fleet.hosts h JOIN theirs.hosts t ON h.identifier = t.osquery_host_id \
+    let good = "SELECT COUNT(*) FROM fleet.hosts h JOIN theirs.hosts t ON h.identifier = t.osquery_host_id \
          AND h.node_key_hash = UNHEX(SHA2(t.node_key, 256)) \
          JOIN fleet.host_details d ON d.host_id = h.id AND d.hostname = t.hostname \
-         JOIN fleet.host_seen s ON s.host_id = h.id"
-    );
+         JOIN fleet.host_seen s ON s.host_id = h.id";
     assert_eq!(
-        (number(hosts), number(&good), number(marks)),
+        (number(hosts), number(good), number(marks)),
         (MANY, MANY, 0)
     );
     assert_eq!(

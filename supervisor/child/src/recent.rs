@@ -128,7 +128,9 @@ impl Visit for Texts {
 
 fn cut(text: &mut String) {
     if text.len() > TEXT_BYTES_MAX {
-        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        let is_whole = |end: &usize| text.is_char_boundary(*end);
+        let end = (0..=TEXT_BYTES_MAX).rev().find(is_whole);
+        text.truncate(end.unwrap_or_default());
     }
 }
 
