@@ -14,6 +14,7 @@ mod held;
 mod herds;
 mod import;
 mod journal;
+mod live;
 mod loadtest;
 mod million;
 mod namespaces;

@@ -11,6 +11,7 @@ pub mod fault_table;
 pub mod gateway;
 pub mod https;
 pub mod ledger;
+pub mod live;
 pub mod loop_disk;
 pub mod namespace;
 pub mod netns;

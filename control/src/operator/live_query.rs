@@ -19,6 +19,7 @@ use super::campaigns::{self, Question};
 use super::fault::Fault;
 use super::live_request::{self, Choice};
 use super::payload::Payload;
+use super::viewing::Looking;
 use super::{Office, results_message};
 use crate::campaigns::{Campaigns, Event};
 use crate::model::campaign::{CampaignId, Targets};
@@ -260,7 +261,7 @@ async fn collect(
     answers: &mut Answers,
 ) -> Result<(), Fault> {
     let campaigns = &office.deps.agents.campaigns;
-    let mut viewer = campaigns.view(campaign, None).await?;
+    let mut looking = Looking::begin(campaigns.view(campaign, None).await?);
     let mut bytes = 0;
     loop {
         let progress = campaigns.progress(campaign).await?;
@@ -272,7 +273,7 @@ async fn collect(
             return Ok(());
         }
         let event = tokio::select! {
-            event = viewer.next() => event,
+            event = looking.next() => event,
             () = sleep_until(Instant::now() + LOOK_INTERVAL) => continue,
         };
         match event {

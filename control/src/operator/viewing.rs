@@ -3,6 +3,7 @@
 //! Owns nothing that could grow: results wait where they are kept until the viewer has taken those before.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +18,34 @@ use crate::model::campaign::CampaignId;
 
 /// How it stands is told this often, if it has changed.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
+/// And that much less often for each target, because they are counted for it: a million of them every 12 s.
+const PROGRESS_PAUSE: Duration = Duration::from_micros(10);
+
+/// A viewer that waits for its next event. It is not given up for anything else, since it would read again from where
+/// results are kept when it begins anew.
+pub(super) struct Looking(Pin<Box<dyn Future<Output = (Viewer, Option<Event>)> + Send>>);
+
+impl Looking {
+    pub(super) fn begin(mut viewer: Viewer) -> Self {
+        Self(Box::pin(async move {
+            let event = viewer.next().await;
+            (viewer, event)
+        }))
+    }
+
+    /// The next event; `None` after the end. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<Event> {
+        let (viewer, event) = self.0.as_mut().await;
+        *self = Self::begin(viewer);
+        event
+    }
+}
 
 /// See the module.
 pub(super) struct Viewing {
     office: Arc<Office>,
     campaign: CampaignId,
-    viewer: Viewer,
+    looking: Looking,
     telling: Telling,
     ready: VecDeque<Message>,
     /// Results whose hosts' names are still to be looked up.
@@ -43,7 +66,7 @@ impl Viewing {
         Ok(Self {
             office,
             campaign,
-            viewer,
+            looking: Looking::begin(viewer),
             telling: Telling::new(dialect),
             ready: VecDeque::new(),
             nameless: Vec::new(),
@@ -66,22 +89,19 @@ impl Viewing {
                 return None;
             }
             if self.progress_at <= Instant::now() {
+                let campaigns = &self.office.deps.agents.campaigns;
+                let mut pause = PROGRESS_INTERVAL;
                 // A campaign that is forgotten meanwhile ends in the viewer.
-                if let Ok(progress) = self
-                    .office
-                    .deps
-                    .agents
-                    .campaigns
-                    .progress(self.campaign)
-                    .await
-                {
+                if let Ok(progress) = campaigns.progress(self.campaign).await {
+                    let targets = u32::try_from(progress.targeted).unwrap_or(u32::MAX);
+                    pause += PROGRESS_PAUSE.saturating_mul(targets);
                     self.ready.extend(self.telling.progress(&progress));
                 }
-                self.progress_at = Instant::now() + PROGRESS_INTERVAL;
+                self.progress_at = Instant::now() + pause;
                 continue;
             }
             let event = tokio::select! {
-                event = self.viewer.next() => event,
+                event = self.looking.next() => event,
                 () = sleep_until(self.progress_at) => continue,
             };
             match event {

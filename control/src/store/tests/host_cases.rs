@@ -262,3 +262,44 @@ pub(super) async fn hosts_are_listed(bed: &Bed) {
     }
     assert!(store.host_detail("nobody").await.unwrap().is_none());
 }
+
+pub(super) async fn hosts_are_found_by_their_names(bed: &Bed) {
+    let store = &bed.store;
+    let mut hosts = Vec::new();
+    for (identifier, serial) in [("a", "s-1"), ("b", "s-2"), ("c", "s-2")] {
+        let mut new = enrollment(identifier, "", 1000);
+        new.columns.hardware_serial = Some(serial.into());
+        new.columns.hardware_uuid = Some(format!("uuid-{identifier}"));
+        if identifier == "b" {
+            new.columns.computer_name = Some("Bob's".into());
+        }
+        hosts.push(enroll_one(store, new).await.host.id);
+    }
+    let [a, b, c] = hosts[..] else {
+        panic!("{hosts:?}")
+    };
+    let names = ["a", "uuid-b", "c.example.com", "s-2", "x", "A"].map(str::to_owned);
+    let found = store.hosts_named(&names.into()).await.unwrap();
+    let expected = [
+        ("a", vec![a]),
+        ("c.example.com", vec![c]),
+        ("s-2", vec![b, c]),
+        ("uuid-b", vec![b]),
+    ];
+    let expected = expected.map(|(name, hosts)| (name.to_owned(), hosts.into_iter().collect()));
+    assert_eq!(found, expected.into());
+
+    let mut names = store.host_names(&[b, a, HostId(999)]).await.unwrap();
+    names.sort_by_key(|(host, _)| *host);
+    let texts: Vec<_> = names
+        .iter()
+        .map(|(host, name)| (*host, &*name.hostname, &*name.display_name))
+        .collect();
+    assert_eq!(
+        texts,
+        [
+            (a, "a.example.com", "a.example.com"),
+            (b, "b.example.com", "Bob's")
+        ]
+    );
+}

@@ -123,6 +123,7 @@ cases! {
     host_cases::hosts_are_deleted,
     change_cases::changes_are_pruned,
     host_cases::hosts_are_listed,
+    host_cases::hosts_are_found_by_their_names,
     spec_cases::queries_are_kept_by_name,
     spec_cases::packs_refer_to_labels_and_queries,
     spec_cases::manual_labels_have_members,
