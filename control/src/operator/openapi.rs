@@ -73,9 +73,11 @@ fn operation(name: &str, path: &str, least: Least, told: &Value) -> Value {
             .map(|name| json!({"$ref": format!("#/components/parameters/{name}")})),
     );
     let member = |name: &str| told.get(name).cloned();
-    let answer = match told.get("binary") {
-        Some(_) => json!({"application/octet-stream": {}}),
-        None => {
+    let media = told.get("media").and_then(Value::as_str);
+    let answer = match (told.get("binary"), media) {
+        (Some(_), _) => json!({"application/octet-stream": {}}),
+        (None, Some(media)) => json!({ media: {} }),
+        (None, None) => {
             json!({"application/json": {"schema": member("answer").unwrap_or_else(|| json!({"type": "object"}))}})
         }
     };
