@@ -359,7 +359,7 @@ mod tests {
             encode_in(version, &Parcel(vec![1], 2), &mut input).unwrap();
             let error = Decoder::default().decode::<Parcel>(&mut input).unwrap_err();
             assert_eq!(error, Error::Version(version));
-            assert!(error.to_string().contains("speaks 2 to 3"), "{error}");
+            assert!(error.to_string().contains("speaks 2 to 4"), "{error}");
         }
     }
 

@@ -105,13 +105,10 @@ fn agents_of_a_copied_fleet_go_on_with_their_keys() {
     let dry = said(&run(
         import(&database, &[&state, "--dry-run"]).stdin(Stdio::null())
     ));
-    assert!(
-        dry.starts_with("Would copy from the database theirs"),
-        "{dry}"
-    );
+    assert!(dry.contains("Would copy from the database theirs"), "{dry}");
     let copied = said(&run(&mut import(&database, &[&state, "--no-prompt"])));
     assert!(
-        copied.starts_with("Copied from the database theirs"),
+        copied.contains("Copied from the database theirs"),
         "{copied}"
     );
     for part in ["Bob <bob@example.com>, no role", "1 teams are not copied"] {
