@@ -22,7 +22,7 @@ use crate::agents::{lock, now};
 use crate::bus;
 use crate::model::campaign::{CampaignId, Tally};
 
-/// Campaigns of which a batch may bring results that this node does not know yet.
+/// Campaigns that this node does not know yet and that one batch looks up; results of others come again.
 const UNKNOWN_MAX: usize = 16;
 /// Redis did not answer: reads do not wait for it for so long.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -129,14 +129,14 @@ impl Campaigns {
         if incoming.is_empty() {
             return again;
         }
-        let is_learned = self.learn_of(&incoming).await.is_ok();
+        let looked_up = self.learn_of(&incoming).await;
         let mut by_campaign: BTreeMap<CampaignId, Vec<HostResult>> = BTreeMap::new();
         {
             let state = lock(&self.state);
             for one in incoming {
                 let judged = match state.judge(&one) {
                     Some(judged) => judged,
-                    None if is_learned => Counted::Unasked,
+                    None if looked_up.contains(&one.campaign) => Counted::Unasked,
                     // Whether it was asked for is in the store.
                     None => Counted::Deferred,
                 };
@@ -269,18 +269,22 @@ impl Campaigns {
         Vec::new()
     }
 
-    /// Makes sure that campaigns that began on another node a moment ago are known. Fails when the store does.
-    async fn learn_of(&self, incoming: &[Incoming]) -> Result<(), super::Error> {
-        let unknown: BTreeSet<CampaignId> = {
+    /// Makes sure that campaigns that began on another node a moment ago are known. Answers those that were looked up,
+    /// now or before; there are none when the store is away.
+    async fn learn_of(&self, incoming: &[Incoming]) -> BTreeSet<CampaignId> {
+        let (mut looked_up, unknown): (BTreeSet<_>, BTreeSet<_>) = {
             let state = lock(&self.state);
-            let ids = incoming.iter().map(|one| one.campaign);
-            ids.filter(|id| !state.known.contains_key(id))
-                .take(UNKNOWN_MAX)
-                .collect()
+            let ids: BTreeSet<CampaignId> = incoming.iter().map(|one| one.campaign).collect();
+            let unknown = ids.into_iter().filter(|id| !state.known.contains_key(id));
+            unknown.partition(|id| state.is_gone(*id))
         };
-        if unknown.is_empty() {
-            return Ok(());
+        // Any of them, so that nobody keeps the others waiting by making up names.
+        let chosen = fastrand::choose_multiple(unknown, UNKNOWN_MAX);
+        let chosen: BTreeSet<CampaignId> = chosen.into_iter().collect();
+        if !chosen.is_empty() && self.reload(&chosen).await.is_ok() {
+            lock(&self.state).note_gone(&chosen);
+            looked_up.extend(chosen);
         }
-        self.reload(&unknown).await
+        looked_up
     }
 }

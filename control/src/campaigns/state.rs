@@ -24,6 +24,8 @@ use crate::model::campaign::{Campaign, CampaignId, Status, Tally};
 pub(crate) const CAMPAIGN_PREFIX: &str = "fleet_distributed_query_";
 /// Ended campaigns that are remembered for viewers.
 const ENDED_MAX: usize = 1000;
+/// Campaigns that are over and forgotten, of which results still come: the store need not be asked for each.
+const GONE_MAX: usize = 4096;
 
 /// The campaign behind the name of a result.
 pub(crate) fn campaign_of_name(name: &str) -> Option<CampaignId> {
@@ -143,6 +145,10 @@ pub(crate) struct State {
     pub(crate) lost: BTreeSet<CampaignId>,
     /// Bytes of all rings.
     pub(crate) held_bytes: u64,
+    /// Of those that are not known, some that will not run again.
+    gone: BTreeSet<CampaignId>,
+    /// The youngest that was ever heard of; an id above it may still begin.
+    newest: CampaignId,
 }
 
 impl State {
@@ -161,12 +167,31 @@ impl State {
         if self.known.contains_key(&id) {
             return;
         }
+        self.newest = self.newest.max(id);
+        self.gone.remove(&id);
         if known.is_running() {
             self.running.insert(id);
             self.calls.push(known.ledger.pending());
         }
         self.held_bytes += known.ring.as_ref().map_or(0, Ring::bytes);
         self.known.insert(id, known);
+    }
+
+    /// Whether it is known not to run, now and ever after.
+    pub(crate) fn is_gone(&self, id: CampaignId) -> bool {
+        self.gone.contains(&id)
+    }
+
+    /// The store was asked for these: those that are still not known have ended, or never were.
+    pub(crate) fn note_gone(&mut self, ids: &BTreeSet<CampaignId>) {
+        for id in ids {
+            if *id <= self.newest && !self.known.contains_key(id) {
+                self.gone.insert(*id);
+            }
+        }
+        while self.gone.len() > GONE_MAX {
+            self.gone.pop_first();
+        }
     }
 
     /// Of these hosts, those that each running campaign has to ask.
@@ -299,6 +324,7 @@ impl State {
 
     /// A campaign has ended: its hosts need not come for it any more.
     pub(crate) fn end(&mut self, id: CampaignId, status: Status, ended_at: UnixSeconds) {
+        self.newest = self.newest.max(id);
         self.running.remove(&id);
         let Some(known) = self.known.get_mut(&id).filter(|known| known.is_running()) else {
             return;

@@ -361,3 +361,41 @@ async fn other_nodes_hear_of_campaigns_through_the_store() {
     other.look(&mut again, false).await.unwrap();
     assert_eq!(other.campaigns.statistics().open, 0);
 }
+
+#[tokio::test]
+async fn results_of_campaigns_that_others_began_are_not_dropped() {
+    let bench = Bench::new().await;
+    let hosts = hosts(&bench, 20).await;
+    let (campaigns, store) = (&bench.agents.campaigns, &bench.store);
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let campaign = new(hosts.iter().copied());
+        let until = UnixSeconds(now().0 + 60);
+        let begun = store.campaign_begin(&campaign, now(), until, 9).await;
+        ids.push(begun.unwrap().unwrap());
+    }
+    let incoming = |id: CampaignId, host: HostId| {
+        let Request::Write(mut write) = write(host, id, "[1]") else {
+            panic!("no write");
+        };
+        state::Incoming {
+            campaign: id,
+            host,
+            result: write.results.remove(0),
+        }
+    };
+    let all = ids
+        .iter()
+        .flat_map(|id| hosts.iter().map(|host| incoming(*id, *host)));
+    assert!(campaigns.take(all.collect()).await.is_empty());
+    assert_eq!(counted(&bench.agents, "taken"), 40);
+    // Names that somebody made up: some of them are looked up, the others have to wait.
+    let made_up = |ids: std::ops::Range<u32>| {
+        ids.map(|id| incoming(CampaignId(id), hosts[id as usize % 20]))
+            .collect::<Vec<_>>()
+    };
+    let again = campaigns.take(made_up(1000..1020)).await;
+    assert_eq!(again.len(), 4);
+    assert_eq!(counted(&bench.agents, "unasked"), 16);
+    assert_eq!(counted(&bench.agents, "deferred"), 4);
+}
