@@ -19,7 +19,7 @@ use crate::model::campaign::{CampaignId, Status};
 const ROUND_INTERVAL: Duration = Duration::from_secs(5);
 /// Occasions that come faster share a round.
 const ROUND_GAP: Duration = Duration::from_millis(50);
-/// A campaign that somebody looks at is extended this often.
+/// A campaign that somebody looks at is extended this often, or three times in what it has left if that is more often.
 const EXTEND_EVERY_S: u32 = 20;
 /// Times that are over are looked for this often.
 const SWEEP_EVERY_S: u32 = 10;
@@ -122,10 +122,20 @@ impl Campaigns {
     async fn look_after(&self) {
         let mut done = Done::default();
         loop {
-            let _ = timeout(ROUND_INTERVAL, self.wakes.round.notified()).await;
+            let _ = timeout(self.round_interval(), self.wakes.round.notified()).await;
             self.round(&mut done, now()).await;
             sleep(ROUND_GAP).await;
         }
+    }
+
+    fn extend_every_s(&self) -> u32 {
+        EXTEND_EVERY_S.min(self.options.linger_s / 3).max(1)
+    }
+
+    fn round_interval(&self) -> Duration {
+        let extend_every = Duration::from_secs(u64::from(self.extend_every_s()));
+        // A bit shorter, so that a round is not just too early.
+        ROUND_INTERVAL.min(extend_every / 2)
     }
 
     /// One look at everything.
@@ -162,7 +172,7 @@ impl Campaigns {
     }
 
     async fn extend(&self, done: &mut Done, now: UnixSeconds) {
-        let is_time = now.0.saturating_sub(done.extended_at.0) >= EXTEND_EVERY_S;
+        let is_time = now.0.saturating_sub(done.extended_at.0) >= self.extend_every_s();
         let ids: BTreeSet<CampaignId> = {
             let mut state = lock(&self.state);
             let is_due = |must_extend: bool, viewers: u32| must_extend || (is_time && viewers > 0);
