@@ -26,6 +26,8 @@ use crate::model::campaign::{CampaignId, Tally};
 const UNKNOWN_MAX: usize = 16;
 /// Redis did not answer: reads do not wait for it for so long.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Agents wait for so long at most, and the last piece, until their results are with Redis.
+const TAKE_TIME: Duration = Duration::from_secs(2);
 
 /// Takes the results of live queries out of writes, but not those of hosts that are refused: they go another way than
 /// details and labels.
@@ -87,7 +89,7 @@ impl Campaigns {
             let mut state = lock(&self.state);
             let claimed = wanted
                 .into_iter()
-                .map(|(id, hosts)| (id, state.claim(id, &hosts)));
+                .map(|(id, hosts)| (id, state.claim(id, &hosts, now())));
             claimed.collect()
         };
         let state = lock(&self.state);
@@ -222,12 +224,12 @@ impl Campaigns {
                 Vec::new()
             }
         };
-        lock(&self.state).note_claims(id, &claims);
+        lock(&self.state).note_claims(id, &claims, now());
         (id, claims)
     }
 
+    /// Brings results to Redis, piece by piece; returns the hosts of those that did not get there.
     async fn take_shared(&self, id: CampaignId, results: Vec<HostResult>) -> Vec<HostId> {
-        let hosts: Vec<HostId> = results.iter().map(|result| result.host).collect();
         let results: Vec<(u64, HostResult)> = {
             let state = lock(&self.state);
             let known = state.known.get(&id);
@@ -237,16 +239,30 @@ impl Campaigns {
             };
             results.into_iter().filter_map(place).collect()
         };
-        let mut taken = shared::take(&self.bus, id, &results, &self.options).await;
+        let until = Instant::now() + TAKE_TIME;
+        let mut again = Vec::new();
+        for piece in shared::pieces(results) {
+            // What has arrived is kept, so that the next try has less to bring.
+            let is_time = again.is_empty() && Instant::now() < until;
+            if !is_time || !self.take_piece(id, &piece).await {
+                self.counters.count(Counted::Deferred, piece.len() as u64);
+                again.extend(piece.iter().map(|(_, result)| result.host));
+            }
+        }
+        again
+    }
+
+    /// Whether Redis took them.
+    async fn take_piece(&self, id: CampaignId, results: &[(u64, HostResult)]) -> bool {
+        let mut taken = shared::take(&self.bus, id, results, &self.options).await;
         if taken == Ok(Taken::Lost) && self.renew(id).await.is_ok() {
             // These were not lost; they are the first of the new beginning.
-            taken = shared::take(&self.bus, id, &results, &self.options).await;
+            taken = shared::take(&self.bus, id, results, &self.options).await;
         }
         let (heard, tally) = match taken {
             Ok(Taken::Heard(heard, tally)) => (heard, tally),
             Ok(Taken::Lost) | Err(bus::Error::Invalid(_) | bus::Error::Unavailable(_)) => {
-                self.counters.count(Counted::Deferred, hosts.len() as u64);
-                return hosts;
+                return false;
             }
         };
         let twice = heard.iter().filter(|heard| **heard != Heard::New).count() as u64;
@@ -266,7 +282,7 @@ impl Campaigns {
         let waiting = state.news.entry(id).or_default();
         waiting.answered |= news.answered;
         waiting.tally = tally;
-        Vec::new()
+        true
     }
 
     /// Makes sure that campaigns that began on another node a moment ago are known. Answers those that were looked up,

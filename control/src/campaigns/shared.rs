@@ -98,6 +98,8 @@ const TALLY: [&str; 7] = [
     "rows_cut",
     "bytes_cut",
 ];
+/// Bytes of results that one command brings, or one result that is larger.
+const PIECE_BYTES: u64 = 1 << 20;
 /// The longest life of a campaign, and what comes after it.
 const LIFE_S: u64 = CAMPAIGN_AGE_MAX.as_secs() + REPLAY_TIME.as_secs();
 
@@ -224,6 +226,26 @@ pub(crate) async fn claim(
     } else {
         Err(unreadable())
     }
+}
+
+/// Results in pieces of about [`PIECE_BYTES`] each, in their order: one command must arrive within its deadline.
+pub(crate) fn pieces(results: Vec<(u64, HostResult)>) -> Vec<Vec<(u64, HostResult)>> {
+    let mut pieces: Vec<Vec<(u64, HostResult)>> = Vec::new();
+    let mut room = 0;
+    for result in results {
+        let bytes = result.1.bytes();
+        match pieces.last_mut() {
+            Some(piece) if bytes <= room => {
+                room -= bytes;
+                piece.push(result);
+            }
+            _ => {
+                room = PIECE_BYTES.saturating_sub(bytes);
+                pieces.push(vec![result]);
+            }
+        }
+    }
+    pieces
 }
 
 /// Takes results of one campaign, with the places of their hosts.

@@ -221,11 +221,18 @@ impl State {
     }
 
     /// Claims hosts here, where nobody else does.
-    pub(crate) fn claim(&mut self, id: CampaignId, hosts: &[u32]) -> Vec<(u32, Claim)> {
+    pub(crate) fn claim(
+        &mut self,
+        id: CampaignId,
+        hosts: &[u32],
+        now: UnixSeconds,
+    ) -> Vec<(u32, Claim)> {
         let Some(known) = self.known.get_mut(&id).filter(|known| known.is_running()) else {
             return Vec::new();
         };
         let ledger = &mut known.ledger;
+        // What is handed out now must count for the epoch of now.
+        self.calls.push(&ledger.turn(now));
         hosts
             .iter()
             .map(|host| (*host, ledger.claim(*host)))
@@ -233,8 +240,14 @@ impl State {
     }
 
     /// What Redis said of claims.
-    pub(crate) fn note_claims(&mut self, id: CampaignId, claims: &[(u32, Claim)]) {
-        if let Some(known) = self.known.get_mut(&id) {
+    pub(crate) fn note_claims(
+        &mut self,
+        id: CampaignId,
+        claims: &[(u32, Claim)],
+        now: UnixSeconds,
+    ) {
+        if let Some(known) = self.known.get_mut(&id).filter(|known| known.is_running()) {
+            self.calls.push(&known.ledger.turn(now));
             for (host, claim) in claims {
                 known.ledger.note(*host, *claim);
             }
