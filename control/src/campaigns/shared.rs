@@ -51,16 +51,16 @@ for i = 3, #ARGV do
 end
 return table.concat(said)";
 
-/// Keys: hosts, rows, tally. Arguments: most rows, most bytes, seconds to live, then of each result: place, host, status,
+/// Keys: hosts, rows, tally. Arguments: most rows, most bytes, then of each result: place, host, status,
 /// rows, bytes, rows as JSON, message, statistics. Answers a letter for each result and then the counts, or nothing when
-/// the keys are gone.
+/// the keys are gone. The rows live as long as the hosts do, also when the campaign has just ended.
 const TAKE: &str = "
-if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
+if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[3], 'began') == 0 then return {} end
 local names = {'answered', 'failed', 'rows', 'bytes', 'hosts_cut', 'rows_cut', 'bytes_cut'}
 local sums = {}
 for i, value in ipairs(redis.call('HMGET', KEYS[3], unpack(names))) do sums[i] = tonumber(value or 0) or 0 end
 local said = {}
-for i = 4, #ARGV, 8 do
+for i = 3, #ARGV, 8 do
   local byte = string.byte(redis.call('GETRANGE', KEYS[1], ARGV[i], ARGV[i])) or 0
   if byte >= 128 then said[#said + 1] = 'T'
   else
@@ -84,7 +84,8 @@ for i, name in ipairs(names) do
   pairs[#pairs + 1] = string.format('%.0f', sums[i])
 end
 redis.call('HSET', KEYS[3], unpack(pairs))
-redis.call('EXPIRE', KEYS[2], ARGV[3])
+local life = redis.call('PTTL', KEYS[1])
+if life > 0 then redis.call('PEXPIRE', KEYS[2], life) end
 local answer = {table.concat(said)}
 for i = 1, #sums do answer[i + 1] = string.format('%.0f', sums[i]) end
 return answer";
@@ -256,10 +257,7 @@ pub(crate) async fn take(
     options: &Options,
 ) -> Result<Taken, Error> {
     let mut command = script(TAKE, &keys(bus, id));
-    command
-        .arg(options.rows_max)
-        .arg(options.bytes_max)
-        .arg(LIFE_S);
+    command.arg(options.rows_max).arg(options.bytes_max);
     for (place, result) in results {
         command
             .arg(place)
@@ -292,12 +290,24 @@ pub(crate) async fn take(
     }
 }
 
-/// The next results after a cursor.
-pub(crate) async fn read(bus: &Bus, id: CampaignId, after: Cursor) -> Result<Vec<Entry>, Error> {
+/// How many results to read at once, so that they are about [`PIECE_BYTES`] if they are like those so far.
+pub(crate) fn count_of(tally: &Tally) -> usize {
+    let kept = tally.answered.saturating_sub(tally.hosts_cut).max(1);
+    let each = (tally.bytes / kept).max(1);
+    usize::try_from(PIECE_BYTES / each).map_or(BATCH_EVENTS, |count| count.clamp(1, BATCH_EVENTS))
+}
+
+/// The next results after a cursor, so many at most.
+pub(crate) async fn read(
+    bus: &Bus,
+    id: CampaignId,
+    after: Cursor,
+    count: usize,
+) -> Result<Vec<Entry>, Error> {
     let [_, rows, _] = keys(bus, id);
     let mut command = redis::cmd("XRANGE");
     command.arg(rows).arg(format!("({after}")).arg("+");
-    command.arg("COUNT").arg(BATCH_EVENTS);
+    command.arg("COUNT").arg(count);
     let Value::Array(values) = bus.ask(&command).await? else {
         return Err(unreadable());
     };

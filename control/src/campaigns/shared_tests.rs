@@ -302,3 +302,69 @@ async fn a_host_is_claimed_three_times_at_most() {
         Ok(Some(vec![Exhausted]))
     );
 }
+
+fn result_of(host: u32, bytes: usize) -> HostResult {
+    let result = fleet_protocol::agent::QueryResult {
+        name: String::new(),
+        status: 0,
+        message: String::new(),
+        rows: format!("[\"{}\"]", "x".repeat(bytes)),
+        stats: String::new(),
+    };
+    HostResult::of(HostId(host), result)
+}
+
+#[test]
+fn results_go_in_pieces() {
+    let sizes = [10, 900 << 10, 200 << 10, 3 << 20, 10, 10];
+    let results = (0_u32..).zip(sizes);
+    let results = results.map(|(host, bytes)| (u64::from(host), result_of(host, bytes)));
+    let pieces = shared::pieces(results.collect());
+    let places: Vec<Vec<u64>> = pieces
+        .iter()
+        .map(|piece| piece.iter().map(|(place, _)| *place).collect())
+        .collect();
+    assert_eq!(places, [vec![0, 1], vec![2], vec![3], vec![4, 5]]);
+}
+
+#[test]
+fn reads_are_as_large_as_pieces() {
+    let count = |answered, hosts_cut, bytes| {
+        shared::count_of(&Tally {
+            answered,
+            hosts_cut,
+            bytes,
+            ..Tally::default()
+        })
+    };
+    assert_eq!(count(0, 0, 0), 256);
+    assert_eq!(count(1000, 0, 1000 << 10), 256);
+    assert_eq!(count(100, 90, 10 << 18), 4);
+    assert_eq!(count(1, 0, 8 << 20), 1);
+}
+
+#[tokio::test]
+async fn results_after_the_end_live_no_longer_than_the_rest() {
+    let Some(server) = redis() else { return };
+    let bus = Bus::open(&server.config()).unwrap();
+    until("it connects", || bus.is_healthy()).await;
+    let options = Options::of(&server.config().osquery);
+    let id = CampaignId(6);
+    shared::begin(&bus, id, now()).await.unwrap();
+    shared::end(&bus, id).await.unwrap();
+    let results = [(0, result_of(1, 5))];
+    let taken = shared::take(&bus, id, &results, &options).await.unwrap();
+    assert!(matches!(taken, shared::Taken::Heard(..)), "{taken:?}");
+    let mut life = redis::cmd("TTL");
+    life.arg("fleet:0:{c6}:rows");
+    let redis::Value::Int(life) = bus.ask(&life).await.unwrap() else {
+        panic!("no number");
+    };
+    assert!((1..=600).contains(&life), "{life}");
+    // Without the counts the rest is worth nothing.
+    let mut delete = redis::cmd("DEL");
+    delete.arg("fleet:0:{c6}:tally");
+    bus.ask(&delete).await.unwrap();
+    let taken = shared::take(&bus, id, &results, &options).await;
+    assert_eq!(taken, Ok(shared::Taken::Lost));
+}

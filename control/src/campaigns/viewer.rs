@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fleet_protocol::limits::REPLAY_TIME;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::ring::{Cursor, Entry, HostResult};
 use super::state::Known;
@@ -18,6 +18,8 @@ use crate::model::campaign::{Campaign, CampaignId, Status};
 
 /// A viewer looks this often though nobody told it to: news may get lost.
 const LOOK_INTERVAL: Duration = Duration::from_secs(20);
+/// Once a viewer has seen everything it reads again after so long at the soonest: hosts answer one by one.
+const READ_GAP: Duration = Duration::from_millis(100);
 /// Redis is away.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -44,6 +46,8 @@ pub(crate) struct Viewer {
     changed: watch::Receiver<u64>,
     /// Read and not yet told.
     ahead: std::collections::VecDeque<Entry>,
+    /// The next read is not before this.
+    reads_from: Instant,
     has_ended: bool,
 }
 
@@ -71,6 +75,7 @@ impl Campaigns {
             cursor: from.unwrap_or_default(),
             changed,
             ahead: std::collections::VecDeque::new(),
+            reads_from: Instant::now(),
             has_ended: false,
         })
     }
@@ -109,6 +114,7 @@ impl Viewer {
             if let Some(event) = self.told() {
                 return Some(event);
             }
+            sleep_until(self.reads_from).await;
             let version = *self.changed.borrow_and_update();
             let was_running = self.is_running();
             match self.read().await {
@@ -159,8 +165,8 @@ impl Viewer {
         Some(Event::Results(results))
     }
 
-    async fn read(&self) -> Result<Vec<Entry>, Error> {
-        {
+    async fn read(&mut self) -> Result<Vec<Entry>, Error> {
+        let count = {
             let state = lock(&self.campaigns.state);
             let Some(known) = state.known.get(&self.id) else {
                 return Ok(Vec::new());
@@ -168,11 +174,16 @@ impl Viewer {
             if let Some(ring) = &known.ring {
                 return Ok(ring.after(self.cursor));
             }
-        }
+            shared::count_of(&known.tally)
+        };
         if !self.campaigns.bus.is_shared() {
             return Ok(Vec::new());
         }
-        Ok(shared::read(&self.campaigns.bus, self.id, self.cursor).await?)
+        let entries = shared::read(&self.campaigns.bus, self.id, self.cursor, count).await?;
+        if entries.len() < count {
+            self.reads_from = Instant::now() + READ_GAP;
+        }
+        Ok(entries)
     }
 
     fn is_running(&self) -> bool {
