@@ -16,6 +16,9 @@ use crate::model::campaign::{Campaign, CampaignId, Status};
 /// One that this node did not know may be so young that it is not in Redis yet.
 const YOUNG_S: u32 = 10;
 
+/// After so long every replica of the store has what began.
+const SETTLED_S: u32 = 60;
+
 const LOST_HERE: &str =
     "the results before this one were lost with the gateway's restart; hosts are asked again";
 
@@ -30,8 +33,26 @@ impl Campaigns {
             state.running().difference(&ids).copied().collect()
         };
         self.take_up(running).await?;
-        let gone = self.store.campaigns_by_ids(&gone).await?;
-        self.take_up(gone).await
+        let ended = self.store.campaigns_by_ids(&gone).await?;
+        let found: BTreeSet<CampaignId> = ended.iter().map(|campaign| campaign.id).collect();
+        self.take_up(ended).await?;
+        self.end_missing(gone.difference(&found).copied());
+        Ok(())
+    }
+
+    /// The store has no record of these: it was replaced, or they ended long ago.
+    fn end_missing(&self, ids: impl Iterator<Item = CampaignId>) {
+        let now = now();
+        let mut state = lock(&self.state);
+        for id in ids {
+            let known = state.known.get(&id);
+            let began_at = known.map_or(now, |known| known.campaign.created_at);
+            if now.0.saturating_sub(began_at.0) < SETTLED_S {
+                continue;
+            }
+            tracing::warn!(%id, "the store has no record of a live query that ran here; it ends");
+            state.end(id, Status::Stopped, now);
+        }
     }
 
     /// These began or ended.
@@ -85,11 +106,15 @@ impl Campaigns {
     }
 
     async fn ask_standing(&self, id: CampaignId, is_young: bool) -> Result<(), Error> {
-        let began_at = {
+        let before = {
             let state = lock(&self.state);
-            state.known.get(&id).map(|known| known.campaign.created_at)
+            let known = state.known.get(&id);
+            known.map(|known| {
+                let answered = known.ledger.answered().clone();
+                (known.campaign.created_at, answered)
+            })
         };
-        let Some(began_at) = began_at else {
+        let Some((began_at, answered_before)) = before else {
             return Ok(());
         };
         let standing = shared::standing(&self.bus, id, began_at, is_young).await?;
@@ -106,8 +131,9 @@ impl Campaigns {
             tally: standing.tally,
             is_lost: standing.is_new,
         };
-        // Another node may have begun it again, and this one has not heard: who has answered is what Redis says.
-        news.is_lost |= !known.ledger.answered().is_subset(&news.answered);
+        // Another node may have begun it again, and this one has not heard: who has answered is what Redis says. Who
+        // answers while it is asked is not in what it says.
+        news.is_lost |= !answered_before.is_subset(&news.answered);
         state.hear(id, &news, now());
         if standing.is_new {
             tracing::warn!(%id, "Redis lost the results of a live query; its hosts are asked again");

@@ -10,8 +10,8 @@ use fleet_protocol::limits::{CALL_INTERVAL, CAMPAIGN_AGE_MAX, CAMPAIGN_KEPT, REP
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::Campaigns;
 use super::state::News;
+use super::{Campaigns, Error, shared};
 use crate::agents::{lock, now};
 use crate::model::campaign::{CampaignId, Status};
 
@@ -21,10 +21,16 @@ const ROUND_INTERVAL: Duration = Duration::from_secs(5);
 const ROUND_GAP: Duration = Duration::from_millis(50);
 /// A campaign that somebody looks at is extended this often, or three times in what it has left if that is more often.
 const EXTEND_EVERY_S: u32 = 20;
+/// Results that somebody looks at are kept again this often, after the end.
+const KEEP_EVERY_S: u32 = 120;
 /// Times that are over are looked for this often.
 const SWEEP_EVERY_S: u32 = 10;
 /// News are gathered for so long.
 const NEWS_INTERVAL: Duration = Duration::from_millis(100);
+/// Redis did not take them.
+const NEWS_RETRY: Duration = Duration::from_secs(1);
+/// Between deletions, so that others get at the store.
+const PRUNE_GAP: Duration = Duration::from_millis(100);
 /// Records of campaigns are deleted this often.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -33,6 +39,7 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 pub(super) struct Done {
     extended_at: UnixSeconds,
     swept_at: UnixSeconds,
+    kept_at: UnixSeconds,
 }
 
 impl Campaigns {
@@ -167,6 +174,7 @@ impl Campaigns {
             }
         }
         self.extend(done, now).await;
+        self.keep_viewed(done, now).await;
         self.sweep(done, now).await;
         self.wakes.calls.notify_one();
     }
@@ -200,6 +208,25 @@ impl Campaigns {
         }
     }
 
+    /// Redis keeps the results of those that ended for as long as somebody reads them.
+    async fn keep_viewed(&self, done: &mut Done, now: UnixSeconds) {
+        let is_time = now.0.saturating_sub(done.kept_at.0) >= KEEP_EVERY_S;
+        if !is_time || !self.bus.is_shared() {
+            return;
+        }
+        done.kept_at = now;
+        let viewed: Vec<CampaignId> = {
+            let state = lock(&self.state);
+            let known = state.known.values();
+            let viewed = known.filter(|known| !known.is_running() && known.viewers > 0);
+            viewed.map(|known| known.campaign.id).collect()
+        };
+        for id in viewed {
+            // If it fails there are several more tries within their life.
+            let _ = shared::end(&self.bus, id).await;
+        }
+    }
+
     /// Ends what nobody looked at. Every node does; the store lets one of them.
     async fn sweep(&self, done: &mut Done, now: UnixSeconds) {
         if now.0.saturating_sub(done.swept_at.0) < SWEEP_EVERY_S || self.is_idle() {
@@ -230,8 +257,13 @@ impl Campaigns {
                 continue;
             }
             match serde_json::to_vec(&(self.node, &news)) {
-                // What is not told the others find out by asking Redis.
-                Ok(text) => drop(self.bus.tell(&text).await),
+                Ok(text) => {
+                    if self.bus.tell(&text).await.is_err() {
+                        lock(&self.state).tell_later(news);
+                        sleep(NEWS_RETRY).await;
+                        self.wakes.news.notify_one();
+                    }
+                }
                 Err(error) => tracing::error!(%error, "news of live queries cannot be written"),
             }
             sleep(NEWS_INTERVAL).await;
@@ -283,6 +315,14 @@ impl Campaigns {
         self.stir();
     }
 
+    /// Deletes those that ended before, some at a time.
+    async fn prune(&self, before: UnixSeconds) -> Result<(), Error> {
+        while self.store.campaigns_prune(before).await? > 0 {
+            sleep(PRUNE_GAP).await;
+        }
+        Ok(())
+    }
+
     async fn prune_forever(&self) {
         let mut pruned_at: Option<Instant> = None;
         loop {
@@ -290,7 +330,7 @@ impl Campaigns {
                 pruned_at = Some(Instant::now());
                 let kept_s = u32::try_from(CAMPAIGN_KEPT.as_secs()).unwrap_or(u32::MAX);
                 let before = UnixSeconds(now().0.saturating_sub(kept_s));
-                if let Err(error) = self.store.campaigns_prune(before).await {
+                if let Err(error) = self.prune(before).await {
                     tracing::debug!(%error, "old live queries cannot be deleted");
                 }
             }

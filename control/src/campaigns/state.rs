@@ -3,6 +3,7 @@
 //! Lives behind one short mutex. Invariant: a host that some running campaign has as pending is called, or waits in
 //! `calls`; who takes it from there looks again afterwards.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use fleet_protocol::agent::{Query, QueryResult};
@@ -277,6 +278,7 @@ impl State {
         result: HostResult,
         options: &Options,
     ) -> Counted {
+        self.make_room(result.bytes());
         let room = HELD_RESULT_BYTES_MAX.saturating_sub(self.held_bytes);
         let Some(known) = self.known.get_mut(&id) else {
             return Counted::Unasked;
@@ -309,6 +311,28 @@ impl State {
             known.tally = news.tally;
         }
         known.tell_viewers();
+    }
+
+    /// News that could not be told. What came meanwhile is newer.
+    pub(crate) fn tell_later(&mut self, news: BTreeMap<CampaignId, News>) {
+        for (id, old) in news {
+            if !self.known.contains_key(&id) {
+                continue;
+            }
+            match self.news.entry(id) {
+                Entry::Vacant(entry) => {
+                    entry.insert(old);
+                }
+                Entry::Occupied(mut entry) => {
+                    let new = entry.get_mut();
+                    // A loss takes with it what was answered before.
+                    if !new.is_lost {
+                        new.answered |= old.answered;
+                        new.is_lost = old.is_lost;
+                    }
+                }
+            }
+        }
     }
 
     /// Puts hosts that still have something outstanding back, after they were taken from the called ones.
@@ -353,12 +377,34 @@ impl State {
         self.uncalls |= pending;
     }
 
-    /// Forgets campaigns that ended before; the oldest also when there are too many.
+    /// Results of campaigns that run come before those that ended, at which nobody looks; the oldest go first.
+    fn make_room(&mut self, bytes: u64) {
+        while HELD_RESULT_BYTES_MAX.saturating_sub(self.held_bytes) < bytes {
+            let ended = self.known.values().filter(|known| {
+                let is_held = known.ring.as_ref().is_some_and(|ring| ring.bytes() > 0);
+                is_held && !known.is_running() && known.viewers == 0
+            });
+            let oldest = ended.min_by_key(|known| (known.campaign.ended_at, known.campaign.id));
+            let Some(id) = oldest.map(|known| known.campaign.id) else {
+                return;
+            };
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: CampaignId) {
+        if let Some(known) = self.known.remove(&id) {
+            let bytes = known.ring.as_ref().map_or(0, Ring::bytes);
+            self.held_bytes = self.held_bytes.saturating_sub(bytes);
+        }
+    }
+
+    /// Forgets campaigns that ended before and at which nobody looks; the oldest also when there are too many.
     pub(crate) fn forget(&mut self, before: UnixSeconds) {
         let mut ended: Vec<(UnixSeconds, CampaignId)> = self
             .known
             .values()
-            .filter(|known| !known.is_running())
+            .filter(|known| !known.is_running() && known.viewers == 0)
             .map(|known| (known.campaign.ended_at, known.campaign.id))
             .collect();
         ended.sort_unstable();
@@ -367,10 +413,7 @@ impl State {
             if ended_at >= before && index >= surplus {
                 continue;
             }
-            if let Some(known) = self.known.remove(&id) {
-                let bytes = known.ring.as_ref().map_or(0, Ring::bytes);
-                self.held_bytes = self.held_bytes.saturating_sub(bytes);
-            }
+            self.remove(id);
         }
     }
 }

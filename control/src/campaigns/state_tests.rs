@@ -171,3 +171,82 @@ proptest! {
         prop_assert_eq!(world.state.held_bytes, held);
     }
 }
+
+fn known(id: u32, hosts: &[u32]) -> Known {
+    let targets = hosts.iter().copied().collect();
+    Known::new(
+        campaign(id),
+        targets,
+        Some(Ring::new(7)),
+        UnixSeconds(START),
+    )
+}
+
+fn large(host: u32, mib: usize) -> HostResult {
+    let result = QueryResult {
+        name: String::new(),
+        status: 0,
+        message: String::new(),
+        rows: format!("[\"{}\"]", "x".repeat(mib << 20)),
+        stats: String::new(),
+    };
+    HostResult::of(HostId(host), result)
+}
+
+#[test]
+fn results_of_ended_campaigns_make_room_unless_viewed() {
+    let options = Options {
+        rows_max: 1_000,
+        bytes_max: 1 << 30,
+        linger_s: 60,
+    };
+    let mut state = State::default();
+    for id in 1..5 {
+        state.add(known(id, &[1, 2]));
+    }
+    for id in 1..4 {
+        state.take(CampaignId(id), large(1, 60), &options);
+    }
+    state.known.get_mut(&CampaignId(1)).unwrap().viewers = 1;
+    for id in 1..3 {
+        state.end(CampaignId(id), Status::Stopped, UnixSeconds(START + id));
+    }
+    // Three times 60 MiB of 256 are held; this one fits only without one of them.
+    state.take(CampaignId(4), large(1, 100), &options);
+    let known: Vec<u32> = state.known.keys().map(|id| id.0).collect();
+    assert_eq!(known, [1, 3, 4], "the second one ended, and nobody looks");
+    assert_eq!(state.known[&CampaignId(4)].tally.hosts_cut, 0);
+    state.take(CampaignId(4), large(2, 100), &options);
+    assert_eq!(state.known[&CampaignId(4)].tally.hosts_cut, 1);
+    // However long ago it ended.
+    state.forget(UnixSeconds(START + 10_000));
+    assert!(state.known.contains_key(&CampaignId(1)));
+    state.known.get_mut(&CampaignId(1)).unwrap().viewers = 0;
+    state.forget(UnixSeconds(START + 10_000));
+    assert!(!state.known.contains_key(&CampaignId(1)));
+}
+
+#[test]
+fn news_that_could_not_be_told_are_told_later() {
+    let news = |host: u32, is_lost: bool| News {
+        answered: [host].into(),
+        tally: Tally {
+            answered: u64::from(host),
+            ..Tally::default()
+        },
+        is_lost,
+    };
+    let mut state = State::default();
+    for id in 1..4 {
+        state.add(known(id, &[1, 2]));
+    }
+    state.news.insert(CampaignId(2), news(2, false));
+    state.news.insert(CampaignId(3), news(2, true));
+    let old = (1..5).map(|id| (CampaignId(id), news(1, true)));
+    state.tell_later(old.collect());
+    assert_eq!(state.news.len(), 3, "the fourth is not known");
+    assert_eq!(state.news[&CampaignId(1)], news(1, true));
+    let both = &state.news[&CampaignId(2)];
+    assert!(both.is_lost && both.answered.len() == 2 && both.tally.answered == 2);
+    assert_eq!(state.news[&CampaignId(3)], news(2, true));
+}
