@@ -9,6 +9,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use fleet_protocol::ids::{HostId, UnixSeconds};
+use fleet_protocol::secret::Secret;
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -394,6 +395,24 @@ pub(super) async fn visible(office: &Office, actor: &Actor, id: &str) -> Result<
 pub(super) fn may_see(actor: &Actor, campaign: &Campaign) -> bool {
     let is_own = actor.user.is_some_and(|user| user.0 == campaign.user_id);
     is_own || actor.must_be(Least::Admin).is_ok()
+}
+
+/// Whether whoever looks at a campaign may go on: a session ends, and accounts change. A store that does not answer ends
+/// nobody's.
+pub(super) async fn still_sees(
+    office: &Office,
+    actor: &Actor,
+    token: &Secret,
+    campaign: &Campaign,
+) -> bool {
+    if actor.is_local() {
+        return true;
+    }
+    match office.guard.session_of(token.reveal(), actor.address).await {
+        Ok(Some(actor)) => !actor.must_reset && may_see(&actor, campaign),
+        Ok(None) => false,
+        Err(_) => true,
+    }
 }
 
 async fn body(office: &Office, campaign: &Campaign) -> Result<Value, Fault> {

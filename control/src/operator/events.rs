@@ -9,19 +9,26 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
+use fleet_protocol::secret::Secret;
 use futures_util::stream;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::Office;
 use super::actor::Actor;
 use super::campaigns::{self, AfterParameter};
 use super::fault::Fault;
+use super::guard::bearer;
 use super::listen::Endless;
 use super::telling::{Dialect, Message};
 use super::viewing::Viewing;
+use crate::model::campaign::Campaign;
 
 /// A comment is sent after so long a silence, so that nothing on the way takes the connection for dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// How often it is looked whether the viewer's session still counts.
+const CHECK_INTERVAL: Duration = Duration::from_secs(20);
 
 /// `GET /gateway/campaigns/{id}/events`
 pub(super) async fn stream(
@@ -33,6 +40,7 @@ pub(super) async fn stream(
 ) -> Result<Response, Fault> {
     let permit = office.viewer_permit()?;
     let campaign = campaigns::visible(&office, &actor, &id).await?;
+    let token = Secret::new(bearer(&headers).unwrap_or_default().to_owned());
     let last = headers.get("last-event-id").map(HeaderValue::to_str);
     let last = match last {
         None => parameters.cursor()?,
@@ -40,7 +48,18 @@ pub(super) async fn stream(
     };
     let viewing = Viewing::begin(Arc::clone(&office), campaign.id, last, Dialect::Gateway);
     let viewing = viewing.await?;
-    let events = stream::unfold((office, viewing, permit), next);
+    let mut checks = interval(CHECK_INTERVAL);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let streaming = Streaming {
+        office,
+        viewing,
+        actor,
+        token,
+        campaign,
+        checks,
+        _permit: permit,
+    };
+    let events = stream::unfold(streaming, next);
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     // nginx would collect events before it passes them on.
@@ -51,14 +70,33 @@ pub(super) async fn stream(
     Ok(response)
 }
 
-type Streaming = (Arc<Office>, Viewing, OwnedSemaphorePermit);
+struct Streaming {
+    office: Arc<Office>,
+    viewing: Viewing,
+    actor: Actor,
+    /// Empty for the local operator.
+    token: Secret,
+    campaign: Campaign,
+    checks: Interval,
+    _permit: OwnedSemaphorePermit,
+}
 
 async fn next(mut streaming: Streaming) -> Option<(Result<Event, Infallible>, Streaming)> {
-    let (office, viewing, _) = &mut streaming;
-    let message = tokio::select! {
-        message = viewing.next() => message?,
-        // The viewer comes again, and goes on where it was.
-        () = office.drained() => return None,
+    let message = loop {
+        tokio::select! {
+            // A viewer that is always told something is looked at all the same.
+            biased;
+            // The viewer comes again, and goes on where it was.
+            () = streaming.office.drained() => return None,
+            _ = streaming.checks.tick() => {
+                let Streaming { office, actor, token, campaign, .. } = &streaming;
+                if !campaigns::still_sees(office, actor, token, campaign).await {
+                    // Whoever comes again is told why not.
+                    return None;
+                }
+            }
+            message = streaming.viewing.next() => break message?,
+        }
     };
     Some((Ok(event_of(message)), streaming))
 }

@@ -101,6 +101,9 @@ pub(crate) struct Deps {
     pub(crate) metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
+/// WebSockets that have not said yet who they are.
+const STRANGERS_MAX: usize = 512;
+
 /// What handlers share.
 struct Office {
     deps: Deps,
@@ -115,6 +118,8 @@ struct Office {
     names: HostNames,
     /// One for each viewer of a live query.
     viewers: Arc<Semaphore>,
+    /// One for each WebSocket that has not said yet who it is.
+    strangers: Arc<Semaphore>,
     /// This process ends: streams end, and their viewers come again.
     drain: watch::Sender<bool>,
 }
@@ -131,6 +136,7 @@ impl Office {
             hasher: Hasher::new(),
             logins: std::sync::Mutex::default(),
             viewers: Arc::new(Semaphore::new(VIEWERS_MAX)),
+            strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
             drain: watch::Sender::new(false),
         }
     }
@@ -139,6 +145,12 @@ impl Office {
     fn viewer_permit(&self) -> Result<OwnedSemaphorePermit, Fault> {
         let permit = Arc::clone(&self.viewers).try_acquire_owned();
         permit.map_err(|_| Fault::unavailable("too many viewers of live queries; come again"))
+    }
+
+    /// A place among those that are heard for a moment, so that they take none of a viewer.
+    fn stranger_permit(&self) -> Result<OwnedSemaphorePermit, Fault> {
+        let permit = Arc::clone(&self.strangers).try_acquire_owned();
+        permit.map_err(|_| Fault::unavailable("too many WebSockets begin at once; come again"))
     }
 
     /// Waits for the end of this process.

@@ -12,6 +12,7 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::response::Response;
 use fleet_protocol::secret::Secret;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::Office;
@@ -48,7 +49,7 @@ pub(super) async fn open(
     if !is_any_origin && !is_own_origin(&headers) {
         return Err(Fault::foreign_origin());
     }
-    let permit = office.viewer_permit()?;
+    let permit = office.stranger_permit()?;
     Ok(upgrade
         .max_message_size(SAID_BYTES_MAX)
         .max_frame_size(SAID_BYTES_MAX)
@@ -56,10 +57,9 @@ pub(super) async fn open(
         // A message is sent before the next one is asked for.
         .write_buffer_size(0)
         .on_upgrade(async move |socket| {
-            let mut socket = Watched { socket, office, actor };
+            let mut socket = Watched { socket, office, actor, permit };
             let farewell = socket.serve().await;
             socket.close(farewell).await;
-            drop(permit);
         }))
 }
 
@@ -109,6 +109,8 @@ struct Watched {
     office: Arc<Office>,
     /// Who opened the connection, and then whose token it was.
     actor: Actor,
+    /// That of a stranger, and then that of a viewer.
+    permit: OwnedSemaphorePermit,
 }
 
 impl Watched {
@@ -118,7 +120,13 @@ impl Watched {
         match introduction.await {
             Err(_) => Farewell::Reason("nothing was said in time".into()),
             Ok(Err(farewell)) => farewell,
-            Ok(Ok((campaign, token))) => self.watch(campaign, &token, &mut conversation).await,
+            Ok(Ok((campaign, token))) => match self.office.viewer_permit() {
+                Ok(permit) => {
+                    self.permit = permit;
+                    self.watch(campaign, &token, &mut conversation).await
+                }
+                Err(fault) => Farewell::Reason(fault.reason()),
+            },
         }
     }
 
@@ -169,16 +177,6 @@ impl Watched {
         }
     }
 
-    /// A store that does not answer ends nobody's session.
-    async fn is_still_signed_in(&mut self, token: &Secret) -> bool {
-        if self.actor.is_local() {
-            return true;
-        }
-        let guard = &self.office.guard;
-        let found = guard.session_of(token.reveal(), self.actor.address).await;
-        !matches!(found, Ok(None))
-    }
-
     async fn watch(
         &mut self,
         campaign: CampaignId,
@@ -187,12 +185,13 @@ impl Watched {
     ) -> Farewell {
         let id = campaign.to_string();
         let viewing = async {
-            campaigns::visible(&self.office, &self.actor, &id).await?;
+            let seen = campaigns::visible(&self.office, &self.actor, &id).await?;
             let office = Arc::clone(&self.office);
-            Ok::<_, Fault>(Viewing::begin(office, campaign, None, Dialect::Fleet).await?)
+            let viewing = Viewing::begin(office, campaign, None, Dialect::Fleet).await?;
+            Ok::<_, Fault>((seen, viewing))
         };
-        let mut viewing = match viewing.await {
-            Ok(viewing) => viewing,
+        let (seen, mut viewing) = match viewing.await {
+            Ok(both) => both,
             Err(fault) => return Farewell::Reason(fault.reason()),
         };
         let office = Arc::clone(&self.office);
@@ -227,8 +226,9 @@ impl Watched {
                     if heard_at.elapsed() >= SILENCE_MAX {
                         return Farewell::None;
                     }
-                    if !self.is_still_signed_in(token).await {
-                        return Farewell::Reason("unauthorized: the session is over".into());
+                    if !campaigns::still_sees(&office, &self.actor, token, &seen).await {
+                        let reason = "unauthorized: the session is over, or may not see this";
+                        return Farewell::Reason(reason.into());
                     }
                     if !self.send(Message::Ping(Vec::new().into())).await {
                         return Farewell::None;
