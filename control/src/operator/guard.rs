@@ -178,6 +178,8 @@ pub(super) struct Post {
     pub(super) least: Least,
     /// Also for whoever must choose another password first.
     pub(super) is_open_before_reset: bool,
+    /// It goes on when the client goes away.
+    pub(super) is_carried_through: bool,
 }
 
 impl Post {
@@ -229,5 +231,25 @@ pub(super) async fn enter(State(post): State<Post>, mut request: Request, next: 
         return fault.into_response();
     }
     request.extensions_mut().insert(actor);
-    next.run(request).await
+    if !post.is_carried_through {
+        return next.run(request).await;
+    }
+    carry_through(&post.office, request, next).await
+}
+
+/// Runs a handler that changes something to its end, whoever still waits for it: half a change would be left, or one
+/// that the audit log does not tell of.
+async fn carry_through(office: &Office, request: Request, next: Next) -> Response {
+    let Ok(permit) = Arc::clone(&office.deeds).try_acquire_owned() else {
+        return Fault::unavailable("too many changes at once; come again").into_response();
+    };
+    let task = tokio::spawn(async move {
+        let response = next.run(request).await;
+        drop(permit);
+        response
+    });
+    match task.await {
+        Ok(response) => response,
+        Err(error) => Fault::failed(format!("the request broke off: {error}")).into_response(),
+    }
 }

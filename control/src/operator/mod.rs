@@ -59,6 +59,7 @@ mod viewing;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fleet_protocol::config::Config;
 use fleet_protocol::limits::VIEWERS_MAX;
@@ -86,6 +87,11 @@ pub(crate) const BODY_BYTES_MAX: usize = 16 << 20;
 
 /// Blocks of carves that are read for operators at a time; each may have some megabytes.
 const BLOCKS_MAX: usize = 4;
+
+/// Requests that change something, at a time.
+const DEEDS_MAX: u32 = 1024;
+/// Those of them whose clients are gone get this long when control drains.
+const DEEDS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What this side needs of the rest of control.
 pub(crate) struct Deps {
@@ -120,6 +126,8 @@ struct Office {
     viewers: Arc<Semaphore>,
     /// One for each WebSocket that has not said yet who it is.
     strangers: Arc<Semaphore>,
+    /// One for each request that changes something.
+    deeds: Arc<Semaphore>,
     /// This process ends: streams end, and their viewers come again.
     drain: watch::Sender<bool>,
 }
@@ -137,6 +145,7 @@ impl Office {
             logins: std::sync::Mutex::default(),
             viewers: Arc::new(Semaphore::new(VIEWERS_MAX)),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            deeds: Arc::new(Semaphore::new(usize::try_from(DEEDS_MAX).unwrap_or(1))),
             drain: watch::Sender::new(false),
         }
     }
@@ -158,6 +167,16 @@ impl Office {
         let mut drain = self.drain.subscribe();
         // The sender is ours, so that this is no error.
         let _ = drain.wait_for(|is_draining| *is_draining).await;
+    }
+
+    /// Waits, for a moment, for changes that are under way.
+    async fn settle(&self) {
+        let all = self.deeds.acquire_many(DEEDS_MAX);
+        if tokio::time::timeout(DEEDS_DEADLINE, all).await.is_err() {
+            tracing::warn!(
+                "requests that change something were cut off by the end of this process"
+            );
+        }
     }
 
     /// Tells streams when this process ends.
@@ -201,4 +220,5 @@ pub(crate) async fn serve(
         office.guard.keep(&office.audit, drain.clone()),
         office.follow(drain)
     );
+    office.settle().await;
 }

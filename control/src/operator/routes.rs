@@ -42,6 +42,8 @@ pub(super) struct Route {
     pub(super) least: Least,
     /// Also for whoever must choose another password first.
     is_open_before_reset: bool,
+    /// The handler goes on when the client goes away.
+    is_carried_through: bool,
     /// Largest body, bytes.
     body_bytes_max: usize,
     service: MethodRouter<Arc<Office>, Infallible>,
@@ -128,13 +130,14 @@ fn live_queries() -> Vec<Route> {
             campaigns::run_by_names,
         ),
         post("/queries/run_by_names", Observer, campaigns::run_by_names),
-        post("/queries/{name}/run", Observer, live_query::run_saved),
-        post("/hosts/{id}/query", Observer, live_query::on_host),
+        post("/queries/{name}/run", Observer, live_query::run_saved).while_watched(),
+        post("/hosts/{id}/query", Observer, live_query::on_host).while_watched(),
         post(
             "/hosts/identifier/{name}/query",
             Observer,
             live_query::on_named_host,
-        ),
+        )
+        .while_watched(),
         get("/gateway/campaigns", Observer, campaigns::list),
         get("/gateway/campaigns/{id}", Observer, campaigns::show),
         delete("/gateway/campaigns/{id}", Observer, campaigns::stop),
@@ -246,6 +249,7 @@ impl Route {
         // A method that has no filter has no constructor below either.
         let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
         Self {
+            is_carried_through: !method.is_safe(),
             method,
             path,
             least,
@@ -267,6 +271,12 @@ impl Route {
         self
     }
 
+    /// Changes nothing that outlives the request, and ends with it.
+    fn while_watched(mut self) -> Self {
+        self.is_carried_through = false;
+        self
+    }
+
     fn guarded(&self, office: &Arc<Office>, side: Side) -> MethodRouter<Arc<Office>, Infallible> {
         let post = Post {
             office: Arc::clone(office),
@@ -275,6 +285,7 @@ impl Route {
             path: self.path,
             least: self.least,
             is_open_before_reset: self.is_open_before_reset,
+            is_carried_through: self.is_carried_through,
         };
         self.service
             .clone()
