@@ -13,8 +13,18 @@ use crate::store::{self, Store};
 
 /// Entries are kept for a year.
 const AGE_S: u32 = 365 * 24 * 3600;
-/// And no more than these.
-const ENTRIES_MAX: u32 = 1_000_000;
+/// Entries that anybody can make many of are kept only among the newest so many of all, so that none of them pushes out
+/// what tells of a change.
+const NOISY_MAX: u32 = 1_000_000;
+/// Those.
+const NOISY: [&str; 6] = [
+    "refetched_host",
+    "user_failed_login",
+    "user_logged_in",
+    "user_logged_out",
+    "live_query",
+    "stopped_live_query",
+];
 /// Of a document before or after a change, bytes; what is larger is left out, and its size told.
 const DOCUMENT_BYTES_MAX: usize = 64 << 10;
 
@@ -134,7 +144,10 @@ impl Audit {
     /// Deletes what is too old or too much; some of it. True when there may be more.
     pub(super) async fn prune(&self) -> Result<bool, store::Error> {
         let before = UnixSeconds(now().0.saturating_sub(AGE_S));
-        let gone = self.store.prune_activities(before, ENTRIES_MAX).await?;
+        let gone = self
+            .store
+            .prune_activities(before, &NOISY, NOISY_MAX)
+            .await?;
         Ok(gone > 0)
     }
 }

@@ -218,12 +218,13 @@ async fn delete_all(office: &Office, ids: &[HostId]) -> Result<usize, Fault> {
 pub(super) async fn refetch(actor: Actor, State(office): Ask, Path(id): Path<String>) -> Reply {
     let id = host_id(&id)?;
     let name = name_of(&office, id).await?;
-    if !office.deps.store.request_refetch(id).await? {
-        return Err(Fault::not_found(format_args!("host {id}")));
-    }
+    let asked = office.deps.store.request_refetch(id).await?;
+    let is_new = asked.ok_or_else(|| Fault::not_found(format_args!("host {id}")))?;
     apply::wake(&office.deps).await;
-    let deed = Deed::of("refetched_host").to("host", name).numbered(id.0);
-    office.audit.record(&actor, deed).await;
+    if is_new {
+        let deed = Deed::of("refetched_host").to("host", name).numbered(id.0);
+        office.audit.record(&actor, deed).await;
+    }
     Ok(Json(json!({})))
 }
 

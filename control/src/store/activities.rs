@@ -7,6 +7,7 @@ use fleet_protocol::ids::UnixSeconds;
 use super::Store;
 use super::dialect::{Rule, Upsert};
 use super::error::{Error, Fault, Result};
+use super::host_list::like_pattern;
 use super::pools::Purpose;
 use super::session::transaction;
 use super::value::{Arg, Row, clip};
@@ -65,10 +66,12 @@ impl Store {
             conditions.push("kind = ?");
             args.push(kind.as_str().into());
         }
-        let text = filter.text.as_deref().unwrap_or_default().to_lowercase();
-        let pattern = format!("%{}%", text.replace(['%', '_', '\\'], ""));
+        let text = filter.text.as_deref().unwrap_or_default();
+        let pattern = like_pattern(text);
         if !text.is_empty() {
-            conditions.push("(LOWER(actor_name) LIKE ? OR LOWER(actor_email) LIKE ?)");
+            conditions.push(
+                "(LOWER(actor_name) LIKE ? ESCAPE '!' OR LOWER(actor_email) LIKE ? ESCAPE '!')",
+            );
             args.extend([Arg::from(pattern.as_str()), Arg::from(pattern.as_str())]);
         }
         let skipped = i64::from(filter.per_page).saturating_mul(filter.page.into());
@@ -85,16 +88,31 @@ impl Store {
         Ok(rows.iter().map(read).collect::<StdResult<_, Fault>>()?)
     }
 
-    /// Deletes entries from before, and those beyond the newest `kept`; some of them, so that it is to be called again
-    /// until zero.
-    pub(crate) async fn prune_activities(&self, before: UnixSeconds, kept: u32) -> Result<u64> {
+    /// Deletes entries from before, and those of the `noisy` kinds that are not among the newest `kept` of all; some of
+    /// them, so that it is to be called again until zero.
+    pub(crate) async fn prune_activities(
+        &self,
+        before: UnixSeconds,
+        noisy: &[&str],
+        kept: u32,
+    ) -> Result<u64> {
         let mut session = self.session(Purpose::Write).await?;
         let sql = "SELECT value FROM counters WHERE name = 'activities'";
         let row = session.row("activities_newest", sql, &[]).await?;
         let newest = row.map_or(Ok(0), |row| row.int(0))?;
         let last = newest - i64::from(kept);
-        let sql = "SELECT id FROM activities WHERE at < ? OR id <= ? ORDER BY id LIMIT ?";
-        let args = [before.into(), last.into(), OLD_MAX.into()];
+        // No kind is empty.
+        let kinds = vec!["?"; noisy.len().max(1)].join(", ");
+        let sql = format!(
+            "SELECT id FROM activities WHERE at < ? OR (id <= ? AND kind IN ({kinds})) \
+             ORDER BY id LIMIT ?"
+        );
+        let mut args: Vec<Arg<'_>> = vec![before.into(), last.into()];
+        args.extend(noisy.iter().map(|kind| Arg::from(*kind)));
+        if noisy.is_empty() {
+            args.push("".into());
+        }
+        args.push(OLD_MAX.into());
         let rows = session.rows("activities_old", sql, &args).await?;
         let ids: StdResult<Vec<Arg<'_>>, Fault> =
             rows.iter().map(|row| row.int(0).map(Arg::Int)).collect();

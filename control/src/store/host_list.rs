@@ -254,17 +254,21 @@ impl Store {
         transaction!(self, session, delete_once(&mut session, hosts))
     }
 
-    /// False when there is no such host.
-    pub(crate) async fn request_refetch(&self, host: HostId) -> Result<bool> {
+    /// Whether that is new; `None` when there is no such host.
+    pub(crate) async fn request_refetch(&self, host: HostId) -> Result<Option<bool>> {
         transaction!(self, session, async {
-            let sql = "UPDATE host_details SET refetch_requested = 1 WHERE host_id = ?";
-            let done = session
-                .execute("refetch_request", sql, &[host.into()])
-                .await?;
-            if done.rows > 0 {
+            let sql = "SELECT refetch_requested FROM host_details WHERE host_id = ?";
+            let row = session.row("refetch_read", sql, &[host.into()]).await?;
+            let Some(row) = row else { return Ok(None) };
+            let is_new = !row.bool(0)?;
+            if is_new {
+                let sql = "UPDATE host_details SET refetch_requested = 1 WHERE host_id = ?";
+                session
+                    .execute("refetch_request", sql, &[host.into()])
+                    .await?;
                 write_changes(&mut session, &[NewChange::host(host, None)]).await?;
             }
-            Ok(done.rows > 0)
+            Ok(Some(is_new))
         })
     }
 }
@@ -373,7 +377,7 @@ async fn read_detail(session: &mut Session<'_>, row: &Row) -> StdResult<HostDeta
 }
 
 /// `%text%` in lower case, with `!` before what has a meaning.
-fn like_pattern(text: &str) -> String {
+pub(super) fn like_pattern(text: &str) -> String {
     let mut pattern = String::from("%");
     for character in text.to_lowercase().chars() {
         if matches!(character, '%' | '_' | '!') {

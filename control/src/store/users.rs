@@ -6,6 +6,7 @@
 use std::result::Result as StdResult;
 
 use super::error::{Error, Fault, Result};
+use super::host_list::like_pattern;
 use super::pools::Purpose;
 use super::session::{Session, transaction};
 use super::value::{Arg, NAME_CHARS_MAX, Row, unexpected};
@@ -56,10 +57,11 @@ impl Store {
             limit => limit.into(),
         };
         let skipped = limit.saturating_mul(filter.page.into());
-        let text = filter.text.as_deref().unwrap_or_default().to_lowercase();
-        let pattern = format!("%{}%", text.replace(['%', '_', '\\'], ""));
+        let text = filter.text.as_deref().unwrap_or_default();
+        let pattern = like_pattern(text);
         let sql = format!(
-            "SELECT {COLUMNS} FROM users WHERE LOWER(users.name) LIKE ? OR users.email_key LIKE ? \
+            "SELECT {COLUMNS} FROM users WHERE LOWER(users.name) LIKE ? ESCAPE '!' \
+             OR users.email_key LIKE ? ESCAPE '!' \
              ORDER BY {order} {direction}, users.id {direction} LIMIT ? OFFSET ?"
         );
         let pattern = pattern.as_str();

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::model::host::HostDetails;
 
 const PASSWORD: &str = "correct-horse-1";
 
@@ -19,6 +20,15 @@ async fn every_change_is_noted_with_who_and_what() {
     let user = bench.account(Role::Maintainer).await;
     let token = bench.session(&user).await;
     let host = bench.enroll("web-1").await;
+    // A new host is asked for everything anyway.
+    let details = HostDetails {
+        host,
+        at: now(),
+        columns: HostColumns::default(),
+        details: Map::new(),
+    };
+    let store = &bench.office.deps.store;
+    store.update_details(&[details]).await.unwrap();
     for sql in ["SELECT 1", "SELECT 2", "SELECT 2"] {
         let specs = json!({"specs": [{"name": "one", "query": sql, "interval": 60}]});
         let path = format!("{P}/spec/queries");
@@ -26,6 +36,8 @@ async fn every_change_is_noted_with_who_and_what() {
         assert_eq!(status, StatusCode::OK, "{body}");
     }
     for (method, path) in [
+        (Method::POST, format!("{P}/hosts/{host}/refetch")),
+        // Asked for already, which is no change either.
         (Method::POST, format!("{P}/hosts/{host}/refetch")),
         (Method::DELETE, format!("{P}/hosts/{host}")),
         (Method::DELETE, format!("{P}/queries/one")),
@@ -60,6 +72,27 @@ async fn every_change_is_noted_with_who_and_what() {
     assert_eq!(details["after"]["query"], "SELECT 2");
     assert_eq!(found[3]["subject"]["name"], "web-1");
     assert_eq!(found[4]["details"]["before"]["query"], "SELECT 2");
+}
+
+#[tokio::test]
+async fn a_change_whose_client_goes_away_is_carried_through_and_noted() {
+    let bench = Bench::new().await;
+    let specs = json!({"specs": [{"name": "one", "query": "SELECT 1"}]});
+    let path = format!("{P}/spec/queries");
+    let mut request = Box::pin(bench.local(Method::POST, &path, specs));
+    tokio::select! {
+        biased;
+        answer = request.as_mut() => panic!("{answer:?} before anything could run"),
+        () = std::future::ready(()) => {}
+    }
+    let all = usize::try_from(DEEDS_MAX).unwrap();
+    assert_eq!(bench.office.deeds.available_permits(), all - 1);
+    drop(request);
+    bench.office.settle().await;
+    assert_eq!(bench.office.deeds.available_permits(), all);
+    let found = bench.activities("").await;
+    assert_eq!(found[0]["type"], "applied_spec_saved_query");
+    assert_eq!(found[0]["subject"]["name"], "one");
 }
 
 #[tokio::test]

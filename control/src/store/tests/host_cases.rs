@@ -57,8 +57,9 @@ pub(super) async fn details_are_merged(bed: &Bed) {
     assert!(!found.row.refetch_requested);
     assert_eq!(found.labels, [(LabelId::ALL_HOSTS, "All Hosts".to_owned())]);
 
-    assert!(store.request_refetch(hosts[3]).await.unwrap());
-    assert!(!store.request_refetch(HostId(999)).await.unwrap());
+    assert_eq!(store.request_refetch(hosts[3]).await.unwrap(), Some(true));
+    assert_eq!(store.request_refetch(hosts[3]).await.unwrap(), Some(false));
+    assert_eq!(store.request_refetch(HostId(999)).await.unwrap(), None);
     let state = store.hosts_by_ids(&[hosts[3]]).await.unwrap();
     assert!(state[0].refetch_requested);
     // Somebody who has been deleted meanwhile does not come back.

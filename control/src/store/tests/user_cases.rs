@@ -190,11 +190,18 @@ pub(super) async fn activities_are_added_listed_and_pruned(bed: &Bed) {
         ..ActivityFilter::default()
     };
     assert_eq!(bed.store.activities(&filter).await.unwrap().len(), 5);
-    // Three are too old, and of the others five stay.
-    let gone = bed.store.prune_activities(UnixSeconds(3), 5).await.unwrap();
-    assert_eq!(gone, 5);
-    let gone = bed.store.prune_activities(UnixSeconds(3), 5).await.unwrap();
-    assert_eq!(gone, 0);
+    let pruned = async |kinds: &[&str], kept| {
+        let gone = bed.store.prune_activities(UnixSeconds(3), kinds, kept);
+        gone.await.unwrap()
+    };
+    assert_eq!(pruned(&[], 5).await, 3, "too old");
+    assert_eq!(
+        pruned(&["created_user"], 5).await,
+        0,
+        "all among the newest"
+    );
+    assert_eq!(pruned(&["user_logged_in", "deleted_host"], 5).await, 2);
+    assert_eq!(pruned(&["user_logged_in", "deleted_host"], 5).await, 0);
     let filter = ActivityFilter {
         per_page: 100,
         ..ActivityFilter::default()
