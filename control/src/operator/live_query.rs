@@ -7,17 +7,19 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse as _, Response};
 use fleet_protocol::ids::HostId;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::actor::Actor;
 use super::campaigns::{self, Question};
 use super::fault::Fault;
 use super::live_request::{self, Choice};
+use super::live_room::Room;
 use super::payload::Payload;
 use super::viewing::Looking;
 use super::{Office, results_message};
@@ -29,8 +31,8 @@ type Ask = State<Arc<Office>>;
 
 /// Queries that one request runs.
 const QUERIES_MAX: usize = 32;
-/// Bytes of rows in one answer, all of it in memory; beyond, hosts are named without their rows.
-const ROWS_BYTES_MAX: usize = 64 << 20;
+/// What a host gets instead of its rows when there is no room for them.
+const TOO_LARGE: &str = "the answer is too large for this host's rows";
 /// How often it is looked whether everybody who is online has answered.
 const LOOK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
 
@@ -40,6 +42,45 @@ struct HostAnswer {
     host_id: HostId,
     rows: Box<RawValue>,
     error: Option<String>,
+}
+
+/// The answer of one saved query, the bare rows in it as they came: no tree is made of them.
+#[derive(Serialize)]
+struct SavedAnswer<'a> {
+    query_id: QueryId,
+    targeted_host_count: u64,
+    responded_host_count: usize,
+    results: Vec<&'a HostAnswer>,
+}
+
+#[derive(Serialize)]
+struct SeveralAnswers<'a> {
+    summary: Summary,
+    live_query_results: Vec<QueryAnswers<'a>>,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    targeted_host_count: u64,
+    responded_host_count: usize,
+}
+
+#[derive(Serialize)]
+struct QueryAnswers<'a> {
+    query_id: QueryId,
+    results: Vec<&'a HostAnswer>,
+}
+
+/// The answer of one host that was asked alone.
+#[derive(Serialize)]
+struct OneAnswer {
+    host_id: HostId,
+    query: String,
+    status: &'static str,
+    error: Option<String>,
+    rows: Option<Box<RawValue>>,
+    targeted_host_count: u64,
+    responded_host_count: u8,
 }
 
 /// What came of one query.
@@ -94,18 +135,20 @@ pub(super) async fn run_saved(
     actor: Actor,
     Path(id): Path<String>,
     Payload(body): Payload,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Response, Fault> {
     let missing = || Fault::not_found(format_args!("query {id:?}"));
     let id = id.parse().map(QueryId).map_err(|_| missing())?;
     let (hosts, _) = live_request::of_saved(body)?;
     let question = campaigns::question(&office, &actor, Choice::Saved(id)).await?;
-    let answers = ask(&office, &actor, question, hosts).await?;
-    Ok(Json(json!({
-        "query_id": id,
-        "targeted_host_count": answers.targeted,
-        "responded_host_count": answers.results.len(),
-        "results": answers.results(),
-    })))
+    let room = Room::new(&office.live_room);
+    let answers = ask(&office, &actor, question, hosts, &room).await?;
+    let answer = SavedAnswer {
+        query_id: id,
+        targeted_host_count: answers.targeted,
+        responded_host_count: answers.results.len(),
+        results: answers.results(),
+    };
+    Ok(Json(answer).into_response())
 }
 
 /// Parameters of the older way, which may stand in the body as well.
@@ -122,7 +165,7 @@ pub(super) async fn run_several(
     actor: Actor,
     Query(parameters): Query<Parameters>,
     body: Bytes,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Response, Fault> {
     let (mut hosts, mut queries) = (BTreeSet::new(), BTreeSet::new());
     if !body.is_empty() {
         let body = serde_json::from_slice(&body)
@@ -135,12 +178,13 @@ pub(super) async fn run_several(
         let reason = format!("must name 1 to {QUERIES_MAX} queries");
         return Err(Fault::parameter("query_ids", reason));
     }
+    let room = Room::new(&office.live_room);
     let asked = queries.into_iter().map(|id| {
-        let (office, actor, hosts) = (&office, &actor, hosts.clone());
+        let (office, actor, hosts, room) = (&office, &actor, hosts.clone(), &room);
         async move {
             let id = QueryId(id);
             let question = campaigns::question(office, actor, Choice::Saved(id)).await?;
-            Ok::<_, Fault>((id, ask(office, actor, question, hosts).await?))
+            Ok::<_, Fault>((id, ask(office, actor, question, hosts, room).await?))
         }
     });
     let mut all = Vec::new();
@@ -152,17 +196,18 @@ pub(super) async fn run_several(
         .iter()
         .flat_map(|(_, answers)| answers.results.keys())
         .collect();
-    let results: Vec<Value> = all
-        .iter()
-        .map(|(id, answers)| json!({"query_id": id, "results": answers.results()}))
-        .collect();
-    Ok(Json(json!({
-        "summary": {
-            "targeted_host_count": targeted.unwrap_or_default(),
-            "responded_host_count": responded.len(),
+    let results = all.iter().map(|(id, answers)| QueryAnswers {
+        query_id: *id,
+        results: answers.results(),
+    });
+    let answers = SeveralAnswers {
+        summary: Summary {
+            targeted_host_count: targeted.unwrap_or_default(),
+            responded_host_count: responded.len(),
         },
-        "live_query_results": results,
-    })))
+        live_query_results: results.collect(),
+    };
+    Ok(Json(answers).into_response())
 }
 
 /// `POST /hosts/{id}/query`, with `{query}`
@@ -171,7 +216,7 @@ pub(super) async fn on_host(
     actor: Actor,
     Path(id): Path<String>,
     Payload(body): Payload,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Response, Fault> {
     let missing = || Fault::not_found(format_args!("host {id:?}"));
     let id = id.parse().map(HostId).map_err(|_| missing())?;
     on_one(&office, &actor, id, body).await
@@ -183,7 +228,7 @@ pub(super) async fn on_named_host(
     actor: Actor,
     Path(name): Path<String>,
     Payload(body): Payload,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Response, Fault> {
     let host = office.deps.store.reports().host_detail(&name).await?;
     let host = host.ok_or_else(|| Fault::not_found(format_args!("host {name:?}")))?;
     on_one(&office, &actor, host.row.id, body).await
@@ -194,10 +239,11 @@ async fn on_one(
     actor: &Actor,
     host: HostId,
     body: Value,
-) -> Result<Json<Value>, Fault> {
+) -> Result<Response, Fault> {
     let sql = live_request::of_one_host(body)?;
     let question = campaigns::question(office, actor, Choice::Sql(sql.clone())).await?;
-    let asked = ask(office, actor, question, [host.0].into()).await;
+    let room = Room::new(&office.live_room);
+    let asked = ask(office, actor, question, [host.0].into(), &room).await;
     let mut answers = asked.map_err(|fault| match fault.is_about("selected") {
         // The only thing that can be wrong with the selection.
         true => Fault::not_found(format_args!("host {host}")),
@@ -210,15 +256,16 @@ async fn on_one(
         None if is_online => Some("the host did not answer in time".into()),
         None => None,
     };
-    Ok(Json(json!({
-        "host_id": host,
-        "query": sql,
-        "status": if is_online { "online" } else { "offline" },
-        "error": error,
-        "rows": answer.map(|answer| answer.rows),
-        "targeted_host_count": answers.targeted,
-        "responded_host_count": u8::from(is_online && error.is_none()),
-    })))
+    let answer = OneAnswer {
+        host_id: host,
+        query: sql,
+        status: if is_online { "online" } else { "offline" },
+        responded_host_count: u8::from(is_online && error.is_none()),
+        error,
+        rows: answer.map(|answer| answer.rows),
+        targeted_host_count: answers.targeted,
+    };
+    Ok(Json(answer).into_response())
 }
 
 /// Runs a query on hosts, and waits for what they say.
@@ -227,6 +274,7 @@ async fn ask(
     actor: &Actor,
     question: Question,
     hosts: BTreeSet<u32>,
+    room: &Room,
 ) -> Result<Answers, Fault> {
     // Such a request is a viewer, and as many of them are served.
     let _permit = office.viewer_permit()?;
@@ -245,7 +293,7 @@ async fn ask(
         targeted: campaign.target_count,
         ..Answers::default()
     };
-    let collected = timeout_at(until, collect(office, campaign.id, &mut answers)).await;
+    let collected = timeout_at(until, collect(office, campaign.id, room, &mut answers)).await;
     ending.now().await;
     match collected {
         Ok(Err(fault)) => Err(fault),
@@ -258,11 +306,11 @@ async fn ask(
 async fn collect(
     office: &Office,
     campaign: CampaignId,
+    room: &Room,
     answers: &mut Answers,
 ) -> Result<(), Fault> {
     let campaigns = &office.deps.agents.campaigns;
     let mut looking = Looking::begin(campaigns.view(campaign, None).await?);
-    let mut bytes = 0;
     loop {
         let progress = campaigns.progress(campaign).await?;
         answers.online = progress.counts.online;
@@ -282,10 +330,10 @@ async fn collect(
                 let names = office.names.of(&hosts).await;
                 for (result, name) in results.iter().zip(&names) {
                     let (mut rows, mut error) = results_message::rows_and_error(name, result);
-                    bytes += rows.get().len();
-                    if bytes > ROWS_BYTES_MAX {
+                    let bytes = rows.get().len() + error.as_ref().map_or(0, String::len);
+                    if !room.take(bytes) {
                         rows = RawValue::from_string("[]".into()).unwrap_or_default();
-                        error = Some("the answer is too large for this host's rows".into());
+                        error = Some(TOO_LARGE.into());
                     }
                     let answer = HostAnswer {
                         host_id: result.host,

@@ -29,6 +29,7 @@ mod labels;
 mod listen;
 mod live_query;
 mod live_request;
+mod live_room;
 mod login;
 mod login_limit;
 mod members;
@@ -126,6 +127,8 @@ struct Office {
     viewers: Arc<Semaphore>,
     /// One for each WebSocket that has not said yet who it is.
     strangers: Arc<Semaphore>,
+    /// Bytes of rows that live queries hold until they answer.
+    live_room: Arc<Semaphore>,
     /// One for each request that changes something.
     deeds: Arc<Semaphore>,
     /// This process ends: streams end, and their viewers come again.
@@ -145,6 +148,7 @@ impl Office {
             logins: std::sync::Mutex::default(),
             viewers: Arc::new(Semaphore::new(VIEWERS_MAX)),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            live_room: live_room::shared(),
             deeds: Arc::new(Semaphore::new(usize::try_from(DEEDS_MAX).unwrap_or(1))),
             drain: watch::Sender::new(false),
         }
