@@ -69,6 +69,7 @@ pub(super) struct QueryRow {
     pub(super) min_osquery_version: String,
     pub(super) automations_enabled: i64,
     pub(super) logging: String,
+    pub(super) observer_can_run: i64,
 }
 
 /// A row of `packs`.
@@ -336,6 +337,7 @@ impl Drafts {
             "platform": query.platform,
             "min_osquery_version": query.min_osquery_version,
             "automations_enabled": query.automations_enabled != 0,
+            "observer_can_run": query.observer_can_run != 0,
             "logging": if query.logging.is_empty() { "snapshot" } else { query.logging.as_str() },
         });
         if let (Some(row), Some(members)) = (scheduled, document.as_object_mut()) {

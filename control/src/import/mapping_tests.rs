@@ -187,7 +187,10 @@ fn packs_keep_what_they_refer_to_and_say_what_they_lose() {
 #[test]
 fn a_schedule_that_was_a_pack_is_that_of_its_queries() {
     let mut settings = Settings {
-        queries: vec![query(1, "up")],
+        queries: vec![QueryRow {
+            observer_can_run: 1,
+            ..query(1, "up")
+        }],
         packs: vec![PackRow {
             id: 1,
             name: "Global".into(),
@@ -207,6 +210,7 @@ fn a_schedule_that_was_a_pack_is_that_of_its_queries() {
     let drafts = draft(&settings, &own());
     let up = &drafts.queries[0];
     assert_eq!(up["interval"], 300);
+    assert_eq!(up["observer_can_run"], true);
     assert_eq!(up["automations_enabled"], true);
     assert_eq!(up["logging"], "differential_ignore_removals");
     assert_eq!(up["min_osquery_version"], "4.9.0");

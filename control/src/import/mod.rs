@@ -184,7 +184,7 @@ async fn run(
         report: ImportReport::default(),
         tell,
     };
-    let result = job.copy(&mark(from)).await;
+    let result = job.copy(&mark(from, options)).await;
     job.source.close().await;
     result?;
     job.report.took = began.elapsed();
@@ -226,9 +226,10 @@ impl Job<'_> {
     }
 }
 
-/// Names the copy from this source.
-fn mark(from: &config::Mysql) -> String {
-    let place = format!("{}/{}", from.address, from.database);
+/// Names the copy from this source; one with other options begins anew.
+fn mark(from: &config::Mysql, options: ImportOptions) -> String {
+    let way = if options.replaces { "/replace" } else { "" };
+    let place = format!("{}/{}{way}", from.address, from.database);
     let hash = digest::digest(&digest::SHA256, place.as_bytes());
     let hash: String = hash
         .as_ref()

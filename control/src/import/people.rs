@@ -4,6 +4,10 @@ use fleet_protocol::secret::Secret;
 
 use super::{ImportTally, Job, Person, Trouble};
 use crate::model::user::{NewUser, Role, UserRefusal};
+use crate::store;
+
+/// Of a name; whoever has a longer one, or none, is called by the address.
+const NAME_CHARS_MAX: usize = 255;
 
 /// Who gets an account: nobody that could not sign in there, and no program, whose token is not copied.
 fn account(person: &Person) -> Option<NewUser> {
@@ -12,15 +16,23 @@ fn account(person: &Person) -> Option<NewUser> {
         "observer_plus" => Role::Observer,
         role => Role::named(role)?,
     };
+    let name = person.name.trim();
+    let has_name = (1..=NAME_CHARS_MAX).contains(&name.chars().count());
+    let email = person.email.trim();
     let is_one = !person.is_disabled && !person.is_api_only && person.email.contains('@');
     is_one.then(|| NewUser {
-        name: person.name.trim().to_owned(),
-        email: person.email.trim().to_owned(),
+        name: if has_name { name } else { email }.to_owned(),
+        email: email.to_owned(),
         password_hash: Secret::default(),
         role,
         is_api_only: false,
         must_reset: true,
     })
+}
+
+/// The beginning of an address, which may be of any length.
+fn shown(email: &str) -> String {
+    email.chars().take(100).collect()
 }
 
 impl Job<'_> {
@@ -39,7 +51,17 @@ impl Job<'_> {
             } else if self.options.is_dry_run {
                 Ok(())
             } else {
-                self.store.add_user(&new, false).await?.map(|_| ())
+                match self.store.add_user(&new, false).await {
+                    Ok(outcome) => outcome.map(|_| ()),
+                    Err(store::Error::Invalid(reason)) => {
+                        let text = format!("user {:?}: {reason}; left out", shown(&new.email));
+                        self.report.note(text);
+                        tally.left_out += 1;
+                        self.report.people.push(person);
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             };
             match outcome {
                 Ok(()) => tally.added += 1,
@@ -73,6 +95,17 @@ mod tests {
             ("ann@example.com", Role::Observer)
         );
         assert!(new.password_hash.is_empty() && new.must_reset);
+        let named = |name: &str| {
+            let name = name.to_owned();
+            let person = Person {
+                name,
+                ..person.clone()
+            };
+            account(&person).unwrap().name
+        };
+        assert_eq!(named(" Bob "), "Bob");
+        assert_eq!(named(" "), "ann@example.com");
+        assert_eq!(named(&"x".repeat(256)), "ann@example.com");
         let without = |change: fn(&mut Person)| {
             let mut person = person.clone();
             change(&mut person);

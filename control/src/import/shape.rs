@@ -120,7 +120,7 @@ const LABEL: [Wanted; 7] = [
     (Kind::Int, &[("labels", "team_id")]),
 ];
 
-const QUERY: [Wanted; 10] = [
+const QUERY: [Wanted; 11] = [
     (Kind::Text, &[("queries", "name")]),
     (Kind::Text, &[("queries", "description")]),
     (Kind::Text, &[("queries", "query")]),
@@ -131,6 +131,7 @@ const QUERY: [Wanted; 10] = [
     (Kind::Text, &[("queries", "min_osquery_version")]),
     (Kind::Int, &[("queries", "automations_enabled")]),
     (Kind::Text, &[("queries", "logging_type")]),
+    (Kind::Int, &[("queries", "observer_can_run")]),
 ];
 
 const PACK: [Wanted; 5] = [

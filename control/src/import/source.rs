@@ -318,6 +318,7 @@ fn query(row: &MySqlRow) -> Result<QueryRow, Trouble> {
         min_osquery_version: text(row, 8)?,
         automations_enabled: int(row, 9)?,
         logging: text(row, 10)?,
+        observer_can_run: int(row, 11)?,
     })
 }
 
