@@ -7,8 +7,10 @@ use axum::extract::{Query, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::actor::Actor;
 use super::fault::Fault;
 use super::host_filter::{is_descending, number};
+use super::roles::Least;
 use super::{Office, hosts};
 use crate::model::activity::{Activity, ActivityFilter};
 use crate::model::user::UserId;
@@ -17,6 +19,8 @@ use crate::model::user::UserId;
 const PER_PAGE_MAX: u32 = 1000;
 /// Without a word about it.
 const PER_PAGE: u32 = 100;
+/// Details that observers do not get.
+const HIDDEN: [&str; 5] = ["before", "after", "query_sql", "email", "public_ip"];
 
 /// Parameters of the list.
 #[derive(Debug, Default, Deserialize)]
@@ -32,6 +36,7 @@ pub(super) struct Parameters {
 
 /// `GET /activities`: newest first, unless told otherwise.
 pub(super) async fn list(
+    actor: Actor,
     State(office): State<Arc<Office>>,
     Query(parameters): Query<Parameters>,
 ) -> Result<Json<Value>, Fault> {
@@ -59,11 +64,26 @@ pub(super) async fn list(
     let mut found = office.deps.store.activities(&filter).await?;
     let has_next = found.len() > usize::try_from(per_page).unwrap_or(usize::MAX);
     found.truncate(usize::try_from(per_page).unwrap_or(usize::MAX));
-    let activities: Vec<Value> = found.iter().map(body).collect();
+    let is_whole = Least::Maintainer.admit(actor.role).is_ok();
+    let activities: Vec<Value> = found
+        .into_iter()
+        .map(|one| if is_whole { one } else { outline(one) })
+        .map(|one| body(&one))
+        .collect();
     Ok(Json(json!({
         "activities": activities,
         "meta": {"has_next_results": has_next, "has_previous_results": page > 0},
     })))
+}
+
+/// For whoever may not read documents such as packs, nor who works from where.
+fn outline(mut activity: Activity) -> Activity {
+    activity.actor_email.clear();
+    activity.address.clear();
+    if let Some(details) = activity.details.as_object_mut() {
+        details.retain(|name, _| !HIDDEN.contains(&name.as_str()));
+    }
+    activity
 }
 
 fn body(activity: &Activity) -> Value {

@@ -276,7 +276,8 @@ impl From<store::Error> for Fault {
                 Self::one(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "Service Unavailable",
-                    Reason::new("base", format!("the store does not work: {other}")),
+                    // Its own words name tables, users and addresses.
+                    Reason::new("base", "the store does not work; the server's log says why"),
                 )
             }
         }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::actor::Actor;
 use super::audit::Deed;
 use super::fault::{Fault, Reason};
+use super::roles::Least;
 use super::{Office, apply, hosts, pack as packs_text, spec};
 use crate::model::label::{Label, LabelMembership, LabelType};
 use crate::model::pack::Pack;
@@ -121,7 +122,7 @@ pub(super) async fn delete_label(
 }
 
 /// `GET /config`, in Fleet's shape as far as there is anything to tell.
-pub(super) async fn config(State(office): Ask) -> Reply {
+pub(super) async fn config(actor: Actor, State(office): Ask) -> Reply {
     let deps = &office.deps;
     let mut body = Map::new();
     body.insert(
@@ -130,7 +131,10 @@ pub(super) async fn config(State(office): Ask) -> Reply {
     );
     body.insert("server_settings".into(), json!({"server_url": ""}));
     body.extend(deps.store.app_config().await?);
-    body.insert("agent_options".into(), deps.store.agent_options().await?);
+    // They hold what packs hold, which is not for everybody.
+    if Least::Maintainer.admit(actor.role).is_ok() {
+        body.insert("agent_options".into(), deps.store.agent_options().await?);
+    }
     body.insert("license".into(), json!({"tier": "free"}));
     let osquery = &deps.config.osquery;
     body.insert(
