@@ -66,7 +66,9 @@ impl Archive {
         let name = format!("fleet-profiles-archive-{}", stamp(now));
         let path = self.outfile.clone();
         let path = path.unwrap_or_else(|| PathBuf::from(format!("{name}.tar.gz")));
-        let outcome = self.write(client, &name, &path, now).await;
+        let file = create(&path).map_err(|error| unwritable(&path, &error))?;
+        let outcome = self.write(client, &name, &path, file, now).await;
+        // What was there before is not ours: then there was no file to get here with.
         if outcome.is_err() {
             let _ = fs::remove_file(&path);
         }
@@ -78,12 +80,10 @@ impl Archive {
         client: &Client,
         name: &str,
         path: &Path,
+        file: File,
         now: SystemTime,
     ) -> Result<Output, Failure> {
-        let failed = |error: std::io::Error| {
-            Failure::Usage(format!("cannot write {}: {error}", path.display()))
-        };
-        let file = create(path).map_err(failed)?;
+        let failed = |error: std::io::Error| unwritable(path, &error);
         let mut archive = tar::Builder::new(GzEncoder::new(file, Compression::default()));
         let mut written = 0_u32;
         let mut reason = None;
@@ -171,6 +171,11 @@ fn further(list: &Value) -> Vec<Item> {
         .collect()
 }
 
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::Usage(format!("cannot write {}: {error}", path.display()))
+}
+
+/// Fails when there is such a file.
 fn create(path: &Path) -> std::io::Result<File> {
     OpenOptions::new()
         .write(true)

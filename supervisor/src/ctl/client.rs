@@ -24,6 +24,8 @@ use super::{API, Failure};
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes of an answer.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
+/// What a server says to whoever must choose another password before anything else.
+const RESET: &str = "password reset required";
 /// What servers see of us in their logs.
 const AGENT: &str = concat!("fleet-supervisor-ctl/", env!("CARGO_PKG_VERSION"));
 
@@ -230,7 +232,13 @@ impl Client {
             return Ok(());
         }
         if status == StatusCode::UNAUTHORIZED && self.network().is_some() {
-            return Err(self.signed_out());
+            let value = answer.value();
+            let reason = value.get("error").and_then(Value::as_str);
+            // Signing in again would not help.
+            return Err(match reason {
+                Some(RESET) => refusal(status, &value),
+                _ => self.signed_out(),
+            });
         }
         if status.is_redirection() {
             return Err(Failure::Refused(format!(

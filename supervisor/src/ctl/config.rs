@@ -13,6 +13,7 @@ use super::{Failure, Output, World, context_file};
 const STDIN: &str = "-";
 const SKIPS: &str =
     "with tls-skip-verify anybody between here and the server can read the token; prefer --rootca";
+const SIGNED_OUT: &str = "the token was for the address before and is forgotten; run `ctl login`";
 const EXPOSED: &str =
     "a token on the command line can be seen by other users of this machine; use --token -";
 
@@ -78,8 +79,15 @@ impl Config {
                 Ok(Output::of(format!("  {name}.{key} => {value}\n")))
             }
             What::Set(set) => {
-                let remarks = set.remarks();
-                let members = set.members()?;
+                let mut remarks = set.remarks();
+                let mut members = set.members()?;
+                let before = contexts.get(name).unwrap_or_default();
+                let address = members.get("address").and_then(Value::as_str);
+                let has_moved = address.is_some_and(|address| address != before.address);
+                if has_moved && !before.token.is_empty() && !members.contains_key("token") {
+                    members.insert("token".into(), "".into());
+                    remarks.push(SIGNED_OUT.into());
+                }
                 let names: Vec<_> = members.keys().cloned().collect();
                 for (member, value) in members {
                     contexts.set(name, &member, value);

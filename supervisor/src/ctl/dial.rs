@@ -67,7 +67,11 @@ impl Network {
             .then(|| trust::config(trust))
             .transpose()?
             .map(|config| TlsConnector::from(Arc::new(config)));
-        let uri: Option<Uri> = endpoint.url().parse().ok();
+        // A proxy's own localhost is another machine.
+        let uri: Option<Uri> = match endpoint.is_local() {
+            true => None,
+            false => endpoint.url().parse().ok(),
+        };
         Ok(Self {
             proxy: uri.and_then(|uri| Matcher::from_env().intercept(&uri)),
             endpoint,

@@ -50,7 +50,17 @@ pub(super) struct Endpoint {
     pub(super) prefix: String,
 }
 
+/// This machine by a name or address that never leaves it.
+fn is_local(host: &str) -> bool {
+    ["localhost", "127.0.0.1", "::1"].contains(&host)
+}
+
 impl Endpoint {
+    /// Whether it is on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        is_local(&self.host)
+    }
+
     /// Reads the address of a context, and refuses to send a password or token in the clear to another machine.
     pub(super) fn of(context: &Context) -> Result<Self, String> {
         let address = context.address.trim();
@@ -81,7 +91,7 @@ impl Endpoint {
             return Err(wrong("has a query (`?`)"));
         }
         let host = authority.host().trim_matches(['[', ']']).to_owned();
-        let is_local = ["localhost", "127.0.0.1", "::1"].contains(&host.as_str());
+        let is_local = is_local(&host);
         if !is_tls && !is_local && !context.tls_skip_verify {
             return Err(wrong(
                 "would send passwords and tokens in the clear; use https://, or set tls-skip-verify if you accept that",

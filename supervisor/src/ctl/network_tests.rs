@@ -133,6 +133,10 @@ async fn an_ended_session_and_another_version_are_told() {
                 "GET /spec/queries",
                 (401, json!({"message": "Authentication required"})),
             ),
+            (
+                "GET /spec/labels",
+                (401, json!({"message": "Authentication required", "error": "password reset required"})),
+            ),
             ("GET /spec/packs", (200, json!({"specs": []}))),
         ]),
         Vec::new(),
@@ -141,11 +145,13 @@ async fn an_ended_session_and_another_version_are_told() {
     server.signed_in().await;
     let failure = server.run(&["get", "queries"]).await.unwrap_err();
     assert!(failure.text().contains("ctl login"), "{}", failure.text());
+    let failure = server.run(&["get", "labels"]).await.unwrap_err();
+    assert_eq!(failure.text(), "password reset required");
     let output = server.run(&["get", "packs"]).await.unwrap();
     assert!(output.remarks[0].contains("4.1.2"), "{:?}", output.remarks);
     assert_eq!(
         *server.script.connections.lock().unwrap(),
-        2,
+        3,
         "one for each command"
     );
 }
@@ -360,4 +366,47 @@ async fn a_query_ends_with_those_online_or_in_time_or_with_the_servers_refusal()
         output.failure,
         Some(Failure::Refused("no such campaign".into()))
     );
+}
+
+#[tokio::test]
+async fn an_archive_takes_no_file_that_is_there() {
+    let server = Server::start(BTreeMap::from([("GET /version", version())]), Vec::new()).await;
+    server.signed_in().await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("mine.txt");
+    std::fs::write(&file, "mine").unwrap();
+    let path = file.to_str().unwrap();
+    let failure = server.run(&["debug", "archive", "-o", path]).await;
+    let failure = failure.unwrap_err();
+    let text = failure.text();
+    assert!(text.contains("cannot write"), "{text}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+    // One that was begun and got nothing is not left.
+    let other = directory.path().join("other");
+    let path = other.to_str().unwrap();
+    let failure = server.run(&["debug", "archive", "-o", path]).await;
+    assert!(failure.is_err());
+    assert!(!other.exists());
+}
+
+#[tokio::test]
+async fn a_token_does_not_follow_to_another_address() {
+    let server = Server::start(BTreeMap::new(), Vec::new()).await;
+    server.signed_in().await;
+    let token = async || server.run(&["config", "get", "token"]).await.unwrap().text;
+    let address = server
+        .run(&["config", "get", "address"])
+        .await
+        .unwrap()
+        .text;
+    let same = address.split_once("=> ").unwrap().1.trim();
+    server
+        .run(&["config", "set", "--address", same])
+        .await
+        .unwrap();
+    assert!(token().await.contains("s3cret"));
+    let other = ["config", "set", "--address", "https://other.example.com"];
+    let output = server.run(&other).await.unwrap();
+    assert_eq!(output.remarks.len(), 1, "{:?}", output.remarks);
+    assert!(!token().await.contains("s3cret"));
 }
