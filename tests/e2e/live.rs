@@ -144,16 +144,16 @@ fn nobody_watches_without_a_token_or_from_another_page() {
     let own = format!("https://{}", gateway.https.address);
     let mut viewer = SocketViewer::connect(&gateway.https, &own).unwrap();
     viewer.say(&json!({"type": "auth", "data": {"token": "hunter2"}}));
-    let said = viewer.next().unwrap();
+    let said = viewer.hear().unwrap();
     assert!(
         said["type"] == "error" && said["data"].as_str().unwrap().contains("token"),
         "{said}"
     );
-    assert_eq!(viewer.next(), None, "closed");
+    assert_eq!(viewer.hear(), None, "closed");
     let mut viewer = SocketViewer::connect(&gateway.https, "").unwrap();
     viewer.say(&json!({"type": "select_campaign", "data": {"campaign_id": id}}));
-    assert_eq!(viewer.next().unwrap()["type"], "error");
-    assert_eq!(viewer.next(), None);
+    assert_eq!(viewer.hear().unwrap()["type"], "error");
+    assert_eq!(viewer.hear(), None);
 
     // Another account that is no admin sees nothing of it, and may run nothing of its own.
     let grace = json!({
@@ -166,7 +166,7 @@ fn nobody_watches_without_a_token_or_from_another_page() {
     let (_, answer) = ask(&gateway.https, "", "POST", &format!("{API}/login"), &login);
     let other = answer["token"].as_str().unwrap();
     let mut viewer = SocketViewer::open(&gateway.https, other, id);
-    let said = viewer.next().unwrap();
+    let said = viewer.hear().unwrap();
     assert!(
         said["data"].as_str().unwrap().contains("does not exist"),
         "{said}"
@@ -345,7 +345,7 @@ fn a_campaign_at_which_nobody_looks_expires() {
     gateway.https.enroll(&gateway.secret(), "away");
     let id = begin_on_all(&gateway, &token);
     let mut viewer = EventViewer::open(&gateway.https, &token, id, "");
-    viewer.next().unwrap();
+    viewer.hear().unwrap();
     assert_eq!(campaign(&gateway, &token, id)["status"], "running");
     drop(viewer);
     wait::until("the campaign expires", || {
@@ -502,7 +502,7 @@ fn two_hundred_idle_campaigns_leave_redis_alone() {
     for _ in 0..CAMPAIGNS {
         let id = begin_on_all(&gateway, &token);
         let mut viewer = EventViewer::open(&gateway.https, &token, id, "");
-        viewer.next().unwrap();
+        viewer.hear().unwrap();
         viewers.push(viewer);
     }
     let running = get(

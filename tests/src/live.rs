@@ -206,7 +206,7 @@ impl SocketViewer {
     }
 
     /// The next message; `None` when the server closes.
-    pub fn next(&mut self) -> Option<Value> {
+    pub fn hear(&mut self) -> Option<Value> {
         loop {
             match self.socket.read() {
                 Ok(Message::Text(text)) => return Some(serde_json::from_str(&text).unwrap()),
@@ -223,7 +223,7 @@ impl SocketViewer {
     pub fn until(&mut self, kind: &str, is_it: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut messages = Vec::new();
         loop {
-            let message = self.next();
+            let message = self.hear();
             let message = message.unwrap_or_else(|| panic!("closed after {messages:?}"));
             let is_last = message["type"] == kind && is_it(&message["data"]);
             messages.push(message);
@@ -276,7 +276,7 @@ impl EventViewer {
     }
 
     /// The next event; `None` when the stream ends or breaks.
-    pub fn next(&mut self) -> Option<SentEvent> {
+    pub fn hear(&mut self) -> Option<SentEvent> {
         let (mut kind, mut id, mut data) = (String::new(), String::new(), None);
         loop {
             let mut line = String::new();
@@ -304,7 +304,7 @@ impl EventViewer {
     /// Events up to one that fits, that one included; or to the end of the stream.
     pub fn until(&mut self, is_it: impl Fn(&SentEvent) -> bool) -> Vec<SentEvent> {
         let mut events = Vec::new();
-        while let Some(event) = self.next() {
+        while let Some(event) = self.hear() {
             let is_last = is_it(&event);
             events.push(event);
             if is_last {

@@ -209,6 +209,19 @@ impl Fault {
         )
     }
 
+    /// The first account of a server that has hosts already is not for whoever comes first.
+    pub(super) fn set_up_locally() -> Self {
+        Self::one(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            Reason::new(
+                "base",
+                "this server has hosts already, so its first account is made on the server itself: \
+                 `fleet-supervisor ctl setup`",
+            ),
+        )
+    }
+
     /// Not all hosts are in memory yet, or the server ends.
     pub(super) fn not_loaded() -> Self {
         Self::one(

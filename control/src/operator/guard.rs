@@ -113,7 +113,7 @@ impl Guard {
     pub(super) async fn keep(&self, audit: &Audit, mut drain: watch::Receiver<bool>) {
         if let Ok(false) = self.is_set_up().await {
             tracing::warn!(
-                "nobody has an account: whoever first sends POST /api/v1/setup becomes the admin"
+                "nobody has an account: whoever first sends POST /api/v1/setup becomes the admin; once there are hosts, on this machine only"
             );
         }
         for turn in 1_u32.. {

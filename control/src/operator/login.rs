@@ -246,10 +246,19 @@ pub(super) async fn reset_password(actor: Actor, State(office): Ask, payload: Pa
     Ok(Json(json!({ "user": body(&user) })))
 }
 
-/// `POST /setup`: the first account, which is an admin's.
+/// `POST /setup`: the first account, which is an admin's. From elsewhere only while there are no hosts.
 pub(super) async fn setup(actor: Actor, State(office): Ask, payload: Payload) -> Reply {
     if office.guard.is_set_up().await? {
         return Err(Fault::no_such_path());
+    }
+    // Whoever has the first account may ask every host everything. Hosts that are here belong to somebody.
+    let known = office.deps.agents.statistics();
+    if !known.is_loaded {
+        return Err(Fault::not_loaded());
+    }
+    if !actor.is_local() && known.hosts > 0 {
+        tracing::warn!("a setup over the network was refused, because there are hosts already");
+        return Err(Fault::set_up_locally());
     }
     let asked: Setup = read(
         payload,
@@ -275,7 +284,9 @@ pub(super) async fn setup(actor: Actor, State(office): Ask, payload: Payload) ->
     };
     tracing::info!(email = user.email, "the first admin was made");
     let turn = office.turn.lock().await;
-    office.deps.store.set_app_config(&sections).await?;
+    let mut config = office.deps.store.app_config().await?;
+    config.extend(sections.clone());
+    office.deps.store.set_app_config(&config).await?;
     drop(turn);
     apply::wake(&office.deps).await;
     let token = office.guard.begin(&user).await?;
